@@ -1,0 +1,55 @@
+# Every target works from a fresh clone; `make help` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(notdir $(wildcard proto/*.proto))
+SEED ?= 1
+SCHEDULES ?= 1
+MODE ?= all
+
+.PHONY: help install proto proto-check format check test sim demo bench compose-test clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## make .venv with everything in it (CPU torch unless there is an NVIDIA GPU)
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh
+	PYTHON=$(PYTHON) sh scripts/install.sh $(VENV)
+	touch $@
+
+proto: install ## regenerate the committed protobuf stubs
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I shoal/proto=proto --python_out=src \
+	    --grpc_python_out=src --mypy_out=src --mypy_grpc_out=src $(addprefix shoal/proto/,$(PROTOS))
+
+proto-check: install ## fail when the stubs are not what the .proto files say
+	PYTHON=$(BIN)/python sh scripts/proto_check.sh
+
+format: install ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: install proto-check ## lint, format, types, tidy, stub freshness
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+
+test: install ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+sim: install ## simulate consensus clusters: make sim SEED=7 SCHEDULES=1000 MODE=heal|core|slow|all
+	$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) --mode $(MODE)
+
+demo: install ## four nodes on this machine train one model; KEEP=1 leaves them running
+	$(BIN)/shoal demo --directory runs/demo $(if $(KEEP),--keep)
+
+bench: install ## the benchmarks, as JSON lines
+	$(BIN)/python -m benchmarks.codec
+
+compose-test: ## the same mesh in containers, for real (skips loudly where no engine can start)
+	sh scripts/compose_test.sh
+
+clean: ## remove what was made here, except the virtual environment
+	rm -rf runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,199 @@
+"""The normal case of PBFT (section 4.2): pre-prepare, prepare, commit.
+
+One function per transition. Each checks everything before it changes anything, so refusing is
+free of side effects; each ends by asking whether the next transition is now possible.
+
+What a PREPARE says is "I hold this operation and have promised this slot to it", never "I like
+it": validity is the deterministic, stateless part alone (ADR 0002).
+"""
+
+from shoal.consensus.certificate import certify
+from shoal.consensus.errors import ConsensusError
+from shoal.consensus.execution import execute_ready
+from shoal.consensus.ledger import validate
+from shoal.consensus.messages import PrePrepare
+from shoal.consensus.records import operation_digest, parse_operation
+from shoal.consensus.state import Core
+from shoal.consensus.view_start import leave_view
+from shoal.consensus.votes import Vote, VoteKind, require_signature
+
+# COMMITs of this many views are kept per signer and slot, the highest ones.
+COMMIT_VIEWS_PER_SIGNER = 4
+
+
+def propose(core: Core) -> None:
+    """As primary, give pending operations the next free sequences inside the window."""
+    if core.safety is None or not core.active or not core.is_primary:
+        return
+    in_flight = {proposal.digest for proposal in core.open_proposals().values()}
+    for digest, waiting in core.pending.items():
+        if not core.in_window(core.next_sequence):
+            return
+        if digest in in_flight or digest not in core.pending:
+            continue
+        sequence = core.next_sequence
+        core.next_sequence += 1
+        vote = core.safety.vote(
+            VoteKind.PRE_PREPARE, view=core.view, sequence=sequence, digest=digest
+        )
+        core.keep_body(sequence, digest, waiting.data)
+        core.persist(f"accept/{sequence}", vote.to_bytes())
+        core.slot(sequence).proposal = vote
+        core.broadcast(PrePrepare(vote, waiting.data))
+        check_prepared(core, sequence)
+
+
+def on_pre_prepare(core: Core, message: PrePrepare) -> None:
+    """PRE-PREPARE from the primary of our view: promise it the slot, and say so."""
+    vote = message.vote
+    _require_current(core, vote)
+    if vote.signer != core.validators.primary(vote.view):
+        raise ConsensusError("not-the-primary")
+    if operation_digest(message.operation) != vote.digest:
+        raise ConsensusError("digest-mismatch")
+    require_signature(vote, core.verifier)
+    known = core.proposal(vote.sequence)
+    if known is not None:
+        if known.digest != vote.digest:
+            _depose(core, known, vote)
+            raise ConsensusError("equivocation")
+        core.keep_body(vote.sequence, vote.digest, message.operation)
+        execute_ready(core)
+        return
+    if vote.sequence <= core.plan_end:
+        raise ConsensusError("not-in-the-new-view")
+    decision = core.decisions.get(vote.sequence)
+    if decision is not None and decision.certificate.digest != vote.digest:
+        raise ConsensusError("decided-otherwise")
+    reason = validate(parse_operation(message.operation), core.verifier)
+    if reason is not None:
+        raise ConsensusError("invalid-proposal", reason)
+    core.keep_body(vote.sequence, vote.digest, message.operation)
+    core.persist(f"accept/{vote.sequence}", vote.to_bytes())
+    accept(core, vote)
+
+
+def _depose(core: Core, known: Vote, other: Vote) -> None:
+    core.accuse("equivocating-primary", other.signer, known, other)
+    leave_view(core, core.view + 1)
+
+
+def _require_current(core: Core, vote: Vote) -> None:
+    """Proposals count only in the view that we are in, and only inside the window."""
+    if vote.view != core.view or not core.active:
+        raise ConsensusError("other-view", f"{vote.view}, ours is {core.view}")
+    if not core.in_window(vote.sequence):
+        raise ConsensusError("outside-window", str(vote.sequence))
+
+
+def accept(core: Core, proposal: Vote) -> None:
+    """Take a checked proposal into its slot and send PREPARE, unless we are the primary."""
+    sequence = proposal.sequence
+    slot = core.slot(sequence)
+    slot.proposal = proposal
+    if core.safety is not None and proposal.signer != core.safety.me:
+        vote = core.safety.vote(
+            VoteKind.PREPARE, view=proposal.view, sequence=sequence, digest=proposal.digest
+        )
+        slot.prepares[core.safety.me] = vote
+        core.broadcast(vote)
+    check_prepared(core, sequence)
+
+
+def adopt_plan(core: Core) -> None:
+    """Treat the NEW-VIEW's proposals as PRE-PREPAREs (PBFT 4.4), as far as the window reaches.
+
+    They are not validated again: a value that a quorum may have committed must go through
+    whatever we think of it. Slots that we executed already are agreed on again for those who
+    have not, and not executed again.
+    """
+    for sequence, (digest, signature) in sorted(core.plan.items()):
+        if core.proposal(sequence) is not None or not core.in_window(sequence):
+            continue
+        decision = core.decisions.get(sequence)
+        assert decision is None or decision.certificate.digest == digest, "agreement is broken"
+        primary = core.validators.primary(core.view)
+        epoch = core.validators.epoch
+        accept(
+            core,
+            Vote(VoteKind.PRE_PREPARE, epoch, core.view, sequence, digest, primary, signature),
+        )
+
+
+def on_prepare(core: Core, vote: Vote) -> None:
+    """PREPARE from a backup, of our view or of one that we have not entered yet."""
+    if vote.view < core.view:
+        raise ConsensusError("old-view")
+    if not core.in_window(vote.sequence):
+        raise ConsensusError("outside-window", str(vote.sequence))
+    if vote.signer == core.validators.primary(vote.view):
+        raise ConsensusError("primary-does-not-prepare")
+    require_signature(vote, core.verifier)
+    slot = core.slot(vote.sequence)
+    known = slot.prepares.get(vote.signer)
+    if known is not None and known.view >= vote.view:
+        if known.view == vote.view and known.digest != vote.digest:
+            core.accuse("prepare-equivocation", vote.signer, known, vote)
+            raise ConsensusError("equivocation")
+        return
+    slot.prepares[vote.signer] = vote
+    check_prepared(core, vote.sequence)
+
+
+def check_prepared(core: Core, sequence: int) -> None:
+    """prepared(v, s, d): the PRE-PREPARE and Q - 1 PREPAREs that agree; then send COMMIT."""
+    slot = core.slot(sequence)
+    proposal = core.proposal(sequence)
+    if core.safety is None or not core.active or proposal is None:
+        return
+    known = core.prepared.get(sequence)
+    if known is not None and known.view == core.view:
+        return
+    equal = [
+        vote
+        for signer, vote in sorted(slot.prepares.items())
+        if vote.view == proposal.view and vote.digest == proposal.digest
+    ]
+    needed = core.validators.quorum - 1
+    if len(equal) < needed:
+        return
+    certificate = certify(VoteKind.PREPARE, [proposal, *equal[:needed]])
+    core.prepared[sequence] = certificate
+    core.persist(f"prepared/{sequence}", certificate.to_bytes())
+    commit = core.safety.vote(
+        VoteKind.COMMIT, view=core.view, sequence=sequence, digest=proposal.digest
+    )
+    core.broadcast(commit)
+    _count_commit(core, commit)
+
+
+def on_commit(core: Core, vote: Vote) -> None:
+    """COMMIT of any view: Q of them prove the decision, whatever view we are in by now."""
+    if not core.in_window(vote.sequence):
+        raise ConsensusError("outside-window", str(vote.sequence))
+    require_signature(vote, core.verifier)
+    known = core.slot(vote.sequence).commits.get(vote.signer, {}).get(vote.view)
+    if known is not None:
+        if known.digest != vote.digest:
+            core.accuse("commit-equivocation", vote.signer, known, vote)
+            raise ConsensusError("equivocation")
+        return
+    _count_commit(core, vote)
+
+
+def _count_commit(core: Core, vote: Vote) -> None:
+    commits = core.slot(vote.sequence).commits
+    theirs = commits.setdefault(vote.signer, {})
+    theirs[vote.view] = vote
+    if len(theirs) > COMMIT_VIEWS_PER_SIGNER:
+        del theirs[min(theirs)]
+    if vote.sequence <= core.executed or vote.sequence in core.committed:
+        return
+    equal = [
+        votes[vote.view]
+        for _, votes in sorted(commits.items())
+        if vote.view in votes and votes[vote.view].digest == vote.digest
+    ]
+    if len(equal) >= core.validators.quorum:
+        core.committed[vote.sequence] = certify(VoteKind.COMMIT, equal)
+        execute_ready(core)

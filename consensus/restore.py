@@ -1,0 +1,144 @@
+"""From rows to state: what a replica has to know again before it may speak.
+
+| row | written before | holds |
+|---|---|---|
+| `view` | anything is sent in or towards the view | view, active, back-off |
+| `vote/KIND/VIEW/SEQUENCE` | that vote | digest and signature |
+| `op/SEQUENCE/DIGEST` | PRE-PREPARE or PREPARE | the operation |
+| `accept/SEQUENCE` | PREPARE | the primary's PRE-PREPARE vote |
+| `prepared/SEQUENCE` | COMMIT | the prepared certificate of the highest view |
+| `commit/SEQUENCE` | Decided | the commit certificate and the result |
+| `view-change/VIEW` | that VIEW-CHANGE | its bytes, to be repeated and never re-made |
+| `new-view` | NEW-VIEW, or the first vote in the view | its bytes |
+| `stable`, `snapshot` | forgetting what is below | certificate and ledger |
+
+Others' votes are not kept: they are asked for again. Executed state is not kept either: it is
+the snapshot and the decisions above it, executed once more.
+"""
+
+from collections.abc import Mapping
+
+from shoal.consensus.certificate import parse_certificate, read_certificate
+from shoal.consensus.fields import Reader
+from shoal.consensus.ledger import Executed, Ledger, Rejected, Result
+from shoal.consensus.messages import NewView, decode, parse_view_change
+from shoal.consensus.outbox import Outbox
+from shoal.consensus.records import operation_digest, parse_operation
+from shoal.consensus.safety import SafetyRules
+from shoal.consensus.state import PREFIX, Config, Core, Decision
+from shoal.consensus.validators import Sign, Verifier, Verify
+from shoal.consensus.view_change import load_plan
+from shoal.consensus.votes import VoteKind, read_vote
+
+MAX_REASON_BYTES = 64
+
+
+def build_core(
+    config: Config, genesis: Ledger, sign: Sign, verify: Verify, rows: Mapping[str, bytes]
+) -> Core:
+    """A replica's state from its genesis and its rows (none for a first start)."""
+    outbox = Outbox()
+    index = config.validators.index(config.me)
+    own = {key.removeprefix(PREFIX): value for key, value in rows.items() if key.startswith(PREFIX)}
+    safety = None
+    if index is not None:
+        safety = SafetyRules(
+            sign=sign,
+            validators=config.validators,
+            me=index,
+            prefix=PREFIX,
+            persist=outbox.persist,
+        )
+        safety.restore(dict(rows))
+    core = Core(
+        config=config,
+        safety=safety,
+        verifier=Verifier(config.validators, verify),
+        ledger=Ledger.restore(genesis.snapshot()),
+        outbox=outbox,
+    )
+    _restore_log(core, own)
+    _restore_view(core, own)
+    _restore_slots(core, own)
+    return core
+
+
+def numbered(rows: Mapping[str, bytes], name: str) -> list[tuple[int, bytes]]:
+    """The rows `name/NUMBER`, in ascending order of the number."""
+    start = f"{name}/"
+    return sorted(
+        (int(key.removeprefix(start)), value)
+        for key, value in rows.items()
+        if key.startswith(start)
+    )
+
+
+def _read_result(reader: Reader) -> Result:
+    if not reader.flag():
+        return Executed()
+    return Rejected(reader.blob(MAX_REASON_BYTES).decode())
+
+
+def _restore_log(core: Core, rows: Mapping[str, bytes]) -> None:
+    """The snapshot at the watermark and the decisions above it, executed again."""
+    if "stable" in rows:
+        core.stability = parse_certificate(rows["stable"])
+        core.snapshot = rows["snapshot"]
+        core.low = core.stability.sequence
+        core.ledger = Ledger.restore(core.snapshot)
+    for key, value in sorted(rows.items()):
+        if key.startswith("op/"):
+            _, kept_for, digest = key.split("/")
+            core.body_sequences.setdefault(int(kept_for), set()).add(bytes.fromhex(digest))
+            core.bodies[bytes.fromhex(digest)] = value
+    for sequence, value in numbered(rows, "commit"):
+        reader = Reader(value)
+        certificate = read_certificate(reader)
+        result = _read_result(reader)
+        body = core.body(certificate.digest)
+        assert body is not None, "a decision is stored with its operation"
+        core.decisions[sequence] = Decision(certificate, body, result)
+        if sequence > core.low:
+            again = core.ledger.execute(sequence, parse_operation(body), operation_digest(body))
+            assert again == result, "execution is deterministic"
+            if sequence % core.config.stability_interval == 0:
+                core.snapshots[sequence] = core.ledger.snapshot()
+
+
+def _restore_view(core: Core, rows: Mapping[str, bytes]) -> None:
+    """Where we were in the sequence of views, and what we said about leaving them."""
+    if "view" in rows:
+        reader = Reader(rows["view"])
+        core.view, core.active, core.backoff = reader.u64(), reader.flag(), reader.u8()
+    for view, value in numbered(rows, "view-change"):
+        change = parse_view_change(value)
+        core.own_view_changes[view] = change
+        if view == core.view and not core.active:
+            core.view_changes[change.signer] = {view: change}
+    if "new-view" in rows:
+        message = decode(rows["new-view"])
+        assert isinstance(message, NewView) and message.view == core.view and core.active
+        load_plan(core, message)
+
+
+def _restore_slots(core: Core, rows: Mapping[str, bytes]) -> None:
+    """Accepted proposals, prepared certificates and our own votes of the current view."""
+    for sequence, value in numbered(rows, "prepared"):
+        core.prepared[sequence] = parse_certificate(value)
+    core.next_sequence = max(core.plan_end, core.executed, core.low) + 1
+    if core.safety is None or not core.active:
+        return
+    for sequence, value in numbered(rows, "accept"):
+        reader = Reader(value)
+        vote = read_vote(VoteKind(reader.u8()), reader)
+        if vote.view == core.view:
+            core.slot(sequence).proposal = vote
+            prepare = core.safety.recall(VoteKind.PREPARE, view=core.view, sequence=sequence)
+            if prepare is not None:
+                core.slot(sequence).prepares[core.safety.me] = prepare
+    for sequence in core.safety.sequences(VoteKind.PRE_PREPARE, view=core.view):
+        core.next_sequence = max(core.next_sequence, sequence + 1)
+    for sequence in core.safety.sequences(VoteKind.COMMIT, view=core.view):
+        commit = core.safety.recall(VoteKind.COMMIT, view=core.view, sequence=sequence)
+        assert commit is not None
+        core.slot(sequence).commits[core.safety.me] = {core.view: commit}

@@ -1,0 +1,72 @@
+"""Leaving a view: the first half of a view change, and what every transition may trigger.
+
+From the moment that the row is written this replica votes in no lower view, ever: `view` only
+grows. The VIEW-CHANGE is kept as the exact bytes that were sent, so that a restart repeats it
+instead of contradicting it, and older ones are kept as well, for peers that still wait in an
+older view (Fabric #1917).
+"""
+
+from shoal.consensus.fields import u8, u64
+from shoal.consensus.messages import VIEW_CHANGE_DOMAIN, ViewChange
+from shoal.consensus.state import Core
+
+# Views are left at most this many times between two that start; older own VIEW-CHANGEs go.
+MAX_OWN_VIEW_CHANGES = 64
+# 2 ** 20 times any timeout is beyond every cap, so the exponent need not grow any further.
+MAX_BACKOFF = 20
+
+
+def persist_view(core: Core) -> None:
+    core.persist("view", u64(core.view) + u8(core.active) + u8(core.backoff))
+
+
+def leave_view(core: Core, view: int) -> None:
+    """Move to `view`, inactive, and tell everybody what we have prepared (PBFT 4.4)."""
+    assert view > core.view, "views never go backwards"
+    core.view, core.active = view, False
+    core.backoff = min(core.backoff + 1, MAX_BACKOFF)
+    core.guard = None
+    core.outbox.cancel_timer("progress")
+    core.outbox.cancel_timer("new-view")
+    core.plan, core.plan_end = {}, 0
+    if core.new_view is not None:
+        core.new_view = None
+        core.persist("new-view", None)
+    persist_view(core)
+    if core.safety is None:
+        return
+    change = build_view_change(core, view)
+    core.own_view_changes[view] = change
+    core.persist(f"view-change/{view}", change.to_bytes())
+    while len(core.own_view_changes) > MAX_OWN_VIEW_CHANGES:
+        forget_own(core, min(core.own_view_changes))
+    core.view_changes.setdefault(core.safety.me, {})[view] = change
+    core.broadcast(change)
+
+
+def build_view_change(core: Core, view: int) -> ViewChange:
+    """VIEW-CHANGE(v', h, C, P): the watermark with its proof, and every prepared certificate."""
+    assert core.safety is not None
+    unsigned = ViewChange(
+        epoch=core.validators.epoch,
+        view=view,
+        signer=core.safety.me,
+        low=core.low,
+        stability=core.stability,
+        prepared=tuple(certificate for _, certificate in sorted(core.prepared.items())),
+    )
+    signature = core.safety.seal(VIEW_CHANGE_DOMAIN, unsigned.body())
+    return ViewChange(
+        epoch=unsigned.epoch,
+        view=view,
+        signer=unsigned.signer,
+        low=unsigned.low,
+        stability=unsigned.stability,
+        prepared=unsigned.prepared,
+        signature=signature,
+    )
+
+
+def forget_own(core: Core, view: int) -> None:
+    del core.own_view_changes[view]
+    core.persist(f"view-change/{view}", None)

@@ -1,0 +1,270 @@
+"""What deltas of one epoch are worth: gain, weights, clip radius, density.
+
+One EpochParameters is committed with every checkpoint and is in force for the deltas made under
+that height. Members compute the next one from the deltas of the cut and compare bytes, so every
+step is deterministic: integers where sums are taken, element-wise fp64 where not (IEEE 754 fixes
+the bits of one product, one sum of two, one square root; it does not fix a long sum).
+
+    alpha   = clip(kappa, 1, 1.25 sqrt(n))          kappa: gain.py
+    clip_t  = clip_factor * median of the norms of tensor t in the cut
+    weights = |D_i| / (S_i C_i), normalised, at most 3/n     weights.py
+
+Source: reference/algorithms.md 1.4 (gain, clip), 1.6 (weights).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from struct import Struct, error, pack, unpack_from
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.compression.codec import SparseDelta
+from shoal.compression.frame import Frame
+from shoal.compression.layout import CHUNK
+from shoal.gossip.anchor import increments
+from shoal.gossip.delta import COUNTER_MAX, DeltaHeader
+from shoal.gossip.errors import DeltaError, GossipError
+from shoal.gossip.gain import Contribution, measure_gain
+from shoal.gossip.schema import TENSORS_MAX, ModelSchema
+from shoal.gossip.weights import Member, objective_weights
+
+__all__ = [
+    "Contribution",
+    "EpochParameters",
+    "Member",
+    "clip_scales",
+    "contribution_of",
+    "genesis_parameters",
+    "message_norms",
+    "next_parameters",
+]
+
+MEMBERS_MAX = 1024
+# height, tokens, alpha, kept per chunk, members, tensors
+FIXED = Struct(">QQdHHH")
+MEMBER = Struct(">32sd")
+# 57,374 bytes: below the 64 KiB that a checkpoint record has room for.
+PARAMETERS_BYTES_MAX = FIXED.size + MEMBERS_MAX * MEMBER.size + TENSORS_MAX * 8
+ALPHA_PER_ROOT_MEMBER = 1.25
+
+
+@dataclass(frozen=True)
+class EpochParameters:
+    """In force for deltas whose header names `height`.
+
+    weights: (member, weight) in ascending order of ids; clip: the largest norm of each tensor of
+    a message, infinity where there is no limit yet; tokens: all that were ever committed.
+    """
+
+    height: int
+    alpha: float
+    weights: tuple[tuple[bytes, float], ...]
+    clip: tuple[float, ...]
+    kept_per_chunk: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        ids = [member for member, _ in self.weights]
+        ascending = all(a < b for a, b in pairwise(ids))
+        if not 1 <= len(ids) <= MEMBERS_MAX or not ascending or {len(i) for i in ids} != {32}:
+            raise GossipError("bad-parameters", "members are not distinct ids in order")
+        # Chained comparisons are false for NaN, so NaN is refused as well.
+        if not all(0.0 <= weight <= 1.0 for _, weight in self.weights):
+            raise GossipError("bad-parameters", "a weight is not between 0 and 1")
+        if not 1 <= len(self.clip) <= TENSORS_MAX or not all(
+            0.0 < c <= math.inf for c in self.clip
+        ):
+            raise GossipError("bad-parameters", "a clip radius is not above 0")
+        if not 0.0 < self.alpha < math.inf or not 1 <= self.kept_per_chunk <= CHUNK:
+            raise GossipError("bad-parameters", "gain or density out of range")
+        if not 0 <= self.height <= COUNTER_MAX or not 0 <= self.tokens <= COUNTER_MAX:
+            raise GossipError("bad-parameters", "height or tokens out of range")
+
+    @cached_property
+    def members(self) -> frozenset[bytes]:
+        """Whose deltas count in this epoch."""
+        return frozenset(member for member, _ in self.weights)
+
+    def weight_of(self, member: bytes) -> float:
+        """Raises DeltaError("not-a-member")."""
+        for candidate, weight in self.weights:
+            if candidate == member:
+                return weight
+        raise DeltaError("not-a-member", member.hex()[:16])
+
+    def increments(
+        self, delta: SparseDelta | Frame, *, sender: bytes, schema: ModelSchema
+    ) -> NDArray[np.int32]:
+        """What a delta of this epoch subtracts from the anchor per centroid: int32 [T, 4].
+
+        Raises DeltaError("not-a-member" or "increment-too-large").
+        """
+        return increments(
+            delta,
+            weight=self.weight_of(sender),
+            alpha=self.alpha,
+            scales=clip_scales(self, delta),
+            schema=schema,
+        )
+
+    def to_bytes(self) -> bytes:
+        """The one encoding: big-endian, weights and clip radii as fp64 bits."""
+        return b"".join(
+            (
+                FIXED.pack(
+                    self.height,
+                    self.tokens,
+                    self.alpha,
+                    self.kept_per_chunk,
+                    len(self.weights),
+                    len(self.clip),
+                ),
+                *(MEMBER.pack(member, weight) for member, weight in self.weights),
+                pack(f">{len(self.clip)}d", *self.clip),
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "EpochParameters":
+        """Raises GossipError("bad-parameters") for anything that `to_bytes` does not write."""
+        if len(data) > PARAMETERS_BYTES_MAX:
+            raise GossipError("bad-parameters", f"{len(data)} bytes")
+        try:
+            height, tokens, alpha, kept_per_chunk, members, tensors = FIXED.unpack_from(data)
+            clip_start = FIXED.size + members * MEMBER.size
+            weights = tuple(MEMBER.iter_unpack(data[FIXED.size : clip_start]))
+            clip = unpack_from(f">{tensors}d", data, clip_start)
+        except error as problem:
+            raise GossipError("bad-parameters", str(problem)) from None
+        parameters = cls(height, alpha, weights, clip, kept_per_chunk, tokens)
+        # Catches trailing bytes, a short member list, and -0.0 where 0.0 is meant.
+        if parameters.to_bytes() != data:
+            raise GossipError("bad-parameters", "not the one encoding")
+        return parameters
+
+
+def message_norms(message: SparseDelta | Frame) -> NDArray[np.float64]:
+    """L2 norm of each tensor of a message from declared centroids and counts: float64 [T].
+
+    The same bits as compression.frame.tensor_norms, without a Python loop over the tensors.
+    """
+    centroids = message.centroids.astype(np.float64)
+    squares = message.counts.astype(np.float64) * (centroids * centroids)
+    total = ((squares[:, 0] + squares[:, 1]) + squares[:, 2]) + squares[:, 3]
+    norms: NDArray[np.float64] = np.sqrt(total)
+    return norms
+
+
+def clip_scales(parameters: EpochParameters, message: SparseDelta | Frame) -> NDArray[np.float64]:
+    """s_t = min(1, clip_t / norm_t): what receivers multiply each tensor by, float64 [T].
+
+    The sender needs the same factors to know what it really said (compression/residual.py).
+    """
+    norms = message_norms(message)
+    clip = np.array(parameters.clip)
+    assert clip.shape == norms.shape, "the epoch is of another model"
+    scales = np.ones_like(norms)
+    above = norms > clip
+    scales[above] = clip[above] / norms[above]
+    return scales
+
+
+def contribution_of(
+    header: DeltaHeader,
+    message: SparseDelta | Frame,
+    *,
+    parameters: EpochParameters,
+    schema: ModelSchema,
+    load: Callable[[], SparseDelta],
+) -> Contribution:
+    """A delta of a cut for `next_parameters`; `parameters` are those of `header.height`.
+
+    A parsed frame is enough: `load` decodes it when, and only if, it is needed.
+    """
+    assert parameters.height == header.height, "a delta is worth what its own epoch says"
+    return Contribution(
+        member=header.sender,
+        sequence=header.sequence,
+        tokens=header.tokens,
+        norms=message_norms(message),
+        increments=parameters.increments(message, sender=header.sender, schema=schema),
+        load=load,
+    )
+
+
+def genesis_parameters(
+    members: Sequence[tuple[bytes, int, int]],
+    schema: ModelSchema,
+    *,
+    kept_per_chunk: int,
+    alpha: float,
+) -> EpochParameters:
+    """The epoch of checkpoint 0: no clip yet. `members`: (id, shard tokens, share permille)."""
+    return EpochParameters(
+        height=0,
+        alpha=alpha,
+        weights=objective_weights([Member(*member) for member in members], {}),
+        clip=(math.inf,) * len(schema.tensors),
+        kept_per_chunk=kept_per_chunk,
+        tokens=0,
+    )
+
+
+def next_parameters(
+    previous: EpochParameters,
+    contributions: Sequence[Contribution],
+    members: Sequence[tuple[bytes, int, int]],
+    schema: ModelSchema,
+    *,
+    clip_factor: float = 2.0,
+) -> EpochParameters:
+    """What is in force after a cut with these contributions: the same bits on every machine.
+
+    `previous` is the epoch of the last committed checkpoint; `members` are those of the next
+    epoch, (id, shard tokens, share permille) each, in any order; so are the contributions.
+    """
+    keys = {(contribution.member, contribution.sequence) for contribution in contributions}
+    assert len(keys) == len(contributions), "a delta is in a cut once"
+    tokens: dict[bytes, int] = {}
+    for contribution in contributions:
+        tokens[contribution.member] = tokens.get(contribution.member, 0) + contribution.tokens
+    return EpochParameters(
+        height=previous.height + 1,
+        alpha=_next_alpha(previous.alpha, contributions, len(members), schema),
+        weights=objective_weights([Member(*member) for member in members], tokens),
+        clip=_next_clip(previous.clip, contributions, clip_factor),
+        kept_per_chunk=previous.kept_per_chunk,
+        tokens=min(COUNTER_MAX, previous.tokens + sum(tokens.values())),
+    )
+
+
+def _next_alpha(
+    previous: float, contributions: Sequence[Contribution], members: int, schema: ModelSchema
+) -> float:
+    kappa = measure_gain(contributions, schema)
+    if kappa is None:
+        return previous
+    # Bounded before the division, which a freak ratio could carry out of fp64's range.
+    ceiling = max(1.0, ALPHA_PER_ROOT_MEMBER * math.sqrt(members))
+    return 1.0 if kappa <= 1 else ceiling if kappa >= ceiling else float(kappa)
+
+
+def _next_clip(
+    previous: tuple[float, ...], contributions: Sequence[Contribution], factor: float
+) -> tuple[float, ...]:
+    """factor * median norm per tensor. Messages that leave a tensor alone do not count; where
+    all do, the radius stays: a radius of 0 would shut the tensor out."""
+    if not contributions:
+        return previous
+    norms = np.stack([contribution.norms for contribution in contributions])
+    present = np.count_nonzero(norms, axis=0)
+    ordered = np.sort(np.where(norms > 0.0, norms, math.inf), axis=0)
+    lower = np.take_along_axis(ordered, np.maximum(present - 1, 0)[None] // 2, axis=0)[0]
+    upper = np.take_along_axis(ordered, present[None] // 2, axis=0)[0]
+    radius = factor * ((lower + upper) * 0.5)
+    kept = (present == 0) | ~(radius > 0.0)
+    return tuple(np.where(kept, np.array(previous), radius).tolist())

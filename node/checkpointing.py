@@ -1,0 +1,357 @@
+"""From a set of deltas to a certified checkpoint: the node's side of what consensus decides.
+
+Consensus executes an operation the moment it is committed; the anchor follows here, one height at
+a time, because it may first have to pull deltas. The certificate fixes what must come out: where
+the recomputed root differs, this node's state is wrong and it fetches the certified one whole.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from shoal.compression.frame import FrameError
+from shoal.consensus.certificate import Certificate, parse_certificate, verify_certificate
+from shoal.consensus.effects import Decided, Propose, Restored
+from shoal.consensus.errors import ConsensusError
+from shoal.consensus.ledger import Executed, Ledger
+from shoal.consensus.records import (
+    Checkpoint,
+    CheckpointRecord,
+    CutEntry,
+    operation_digest,
+    parse_operation,
+)
+from shoal.consensus.validators import Validators
+from shoal.consensus.votes import VoteKind
+from shoal.gossip.delta import DeltaReference
+from shoal.gossip.errors import GossipError
+from shoal.gossip.parameters import EpochParameters
+from shoal.gossip.settled import SettledState
+from shoal.node import bulk
+from shoal.node.checkpoints import CheckpointFiles, CheckpointStore
+from shoal.node.database import Database
+from shoal.node.errors import PeerError
+from shoal.node.genesis import Genesis, anchor_from_bytes, anchor_to_bytes
+from shoal.node.gossip_driver import GossipDriver
+from shoal.node.identity import short, verify
+from shoal.node.links import Links
+from shoal.node.meters import Meters
+from shoal.node.shared_model import Members, MissingDeltas, Outcome, SharedModel, Unsaid
+from shoal.node.wire import CheckpointParts
+
+log = structlog.get_logger()
+
+DIGEST_BYTES = 32
+# How long a validator tries to get a candidate's deltas before it calls the candidate wrong.
+OBTAIN_TIMEOUT_S = 20.0
+RETRY_S = 1.0
+APPLIED = "applied"
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """A committed checkpoint operation that has been checked against its certificate."""
+
+    record: CheckpointRecord
+    operation: bytes
+    certificate: Certificate
+
+    @property
+    def height(self) -> int:
+        """The checkpoint's height."""
+        return self.record.height
+
+    @property
+    def parameters(self) -> EpochParameters:
+        """What is in force from this height on."""
+        return EpochParameters.from_bytes(self.record.parameters[:-DIGEST_BYTES])
+
+    @property
+    def settled_digest(self) -> bytes:
+        """The digest of the settled state as of this height."""
+        return self.record.parameters[-DIGEST_BYTES:]
+
+    @property
+    def cut(self) -> list[DeltaReference]:
+        """The deltas that are in."""
+        return [DeltaReference(e.member, e.sequence, e.delta_id) for e in self.record.cut]
+
+
+def certified(operation: bytes, certificate: bytes, validators: Validators) -> Certified:
+    """Check a committed checkpoint from anywhere; raises ConsensusError, GossipError."""
+    proof = parse_certificate(certificate)
+    if proof.kind is not VoteKind.COMMIT or proof.digest != operation_digest(operation):
+        raise ConsensusError("bad-certificate", "it is not about this operation")
+    verify_certificate(proof, validators, verify)
+    parsed = parse_operation(operation)
+    if not isinstance(parsed, Checkpoint):
+        raise ConsensusError("not-a-checkpoint")
+    found = Certified(parsed.record, operation, proof)
+    if found.parameters.height != found.height:
+        raise GossipError("bad-parameters", "they are of another height")
+    return found
+
+
+def check_state(found: Certified, settled: bytes, anchor: bytes, genesis: Genesis) -> Outcome:
+    """Check a checkpoint's state from anywhere against its certificate.
+
+    Raises GossipError or PeerError when it is not the state that was certified.
+    """
+    state = SettledState.from_bytes(settled)
+    if state.digest != found.settled_digest or state.height != found.height:
+        raise PeerError("checkpoint-settled", "it is not what was certified")
+    values = anchor_from_bytes(genesis.schema, anchor)
+    root = values.root()
+    if root != found.record.anchor_root:
+        raise PeerError("checkpoint-root", "its anchor is not the certified one")
+    return Outcome(values, root, found.parameters, state, out_of_range=False)
+
+
+def write_checkpoint(
+    store: CheckpointStore,
+    found: Certified,
+    outcome: Outcome,
+    genesis: Genesis,
+    tokenizer: Mapping[str, bytes],
+) -> None:
+    """Put a checked checkpoint on the disk."""
+    keys = genesis.validators
+    store.write(
+        CheckpointFiles(
+            height=found.height,
+            operation=found.operation,
+            certificate=found.certificate.to_bytes(),
+            settled=outcome.settled.to_bytes(),
+            anchor=anchor_to_bytes(outcome.anchor),
+        ),
+        outcome.anchor,
+        root=outcome.root,
+        model_config=genesis.model_config,
+        tokenizer=tokenizer,
+        facts={
+            "mesh_id": genesis.mesh_id.hex(),
+            "height": found.height,
+            "round": found.record.round,
+            "root": found.record.anchor_root.hex(),
+            "record": found.record.digest.hex(),
+            "view": found.certificate.view,
+            "signatures": len(found.certificate.signers),
+            "signers": [keys[signer].hex() for signer in found.certificate.signers],
+            "deltas": len(found.record.cut),
+            "tokens": found.parameters.tokens,
+            "alpha": found.parameters.alpha,
+        },
+    )
+
+
+class Checkpointer:
+    """Proposes, checks, applies, keeps and fetches checkpoints."""
+
+    def __init__(
+        self,
+        *,
+        me: bytes,
+        genesis: Genesis,
+        validators: Validators,
+        model: SharedModel,
+        gossip: GossipDriver,
+        links: Links,
+        meters: Meters,
+        database: Database,
+        store: CheckpointStore,
+        tokenizer: Mapping[str, bytes],
+        ledger: Callable[[], Ledger],
+        on_certified: Callable[[Certified, bool], None],
+        on_unsaid: Callable[[list[Unsaid]], Awaitable[None]],
+    ) -> None:
+        self._me = me
+        self._genesis = genesis
+        self._validators = validators
+        self._model = model
+        self._gossip = gossip
+        self._links = links
+        self._meters = meters
+        self._database = database
+        self._store = store
+        self._tokenizer = tokenizer
+        self._ledger = ledger
+        self._on_certified = on_certified
+        self._on_unsaid = on_unsaid
+        self._target = 0
+        self._wake = asyncio.Event()
+
+    # --- what consensus asks --------------------------------------------------------------------
+
+    async def propose(self, wish: Propose) -> CheckpointRecord | None:
+        """Build the record of everything that is pending here."""
+        if self._model.height != wish.height - 1:
+            return None
+        cut = self._model.book.cut()
+        try:
+            outcome = await self._model.outcome(cut, self._members())
+        except (MissingDeltas, GossipError, FrameError) as error:
+            log.warning("candidate.failed", height=wish.height, why=str(error))
+            return None
+        if outcome.out_of_range:
+            log.error("candidate.out-of-range", height=wish.height)
+            return None
+        return CheckpointRecord(
+            mesh_id=self._genesis.mesh_id,
+            height=wish.height,
+            parent=wish.parent,
+            round=max((entry.sequence for entry in cut), default=0),
+            proposer=self._me,
+            attempt=wish.attempt,
+            anchor_root=outcome.root,
+            cut=tuple(CutEntry(*entry) for entry in cut),
+            parameters=outcome.parameters.to_bytes() + outcome.settled.digest,
+        )
+
+    async def check(self, record: CheckpointRecord) -> bool:
+        """Recompute a candidate; whether root, parameters and settled state are equal."""
+        cut = [DeltaReference(e.member, e.sequence, e.delta_id) for e in record.cut]
+        try:
+            async with asyncio.timeout(OBTAIN_TIMEOUT_S):
+                while self._model.height < record.height - 1:
+                    await self._model.wait_for_change()
+            if self._model.height != record.height - 1:
+                return False
+            outcome = await self._obtain_outcome(cut, self._members(), record.proposer)
+        except (TimeoutError, MissingDeltas, GossipError, FrameError) as error:
+            log.warning("candidate.unchecked", height=record.height, why=str(error))
+            return False
+        equal = (
+            outcome.root == record.anchor_root
+            and outcome.parameters.to_bytes() + outcome.settled.digest == record.parameters
+            and not outcome.out_of_range
+        )
+        if not equal:
+            log.warning("candidate.wrong", height=record.height, proposer=short(record.proposer))
+        return equal
+
+    async def _obtain_outcome(
+        self, cut: list[DeltaReference], basis: Members | EpochParameters, peer: bytes
+    ) -> Outcome:
+        try:
+            return await self._model.outcome(cut, basis)
+        except MissingDeltas as error:
+            if not await self._gossip.obtain(error.missing, peer, OBTAIN_TIMEOUT_S):
+                raise
+        return await self._model.outcome(cut, basis)
+
+    def _members(self) -> Members:
+        return [
+            (member, known.shard_tokens, known.share_permille)
+            for member, known in sorted(self._ledger().members.items())
+        ]
+
+    # --- what consensus says --------------------------------------------------------------------
+
+    async def decided(self, decided: Decided) -> None:
+        """Keep what was decided; the anchor follows in `run`."""
+        operation = decided.operation
+        if isinstance(operation, Checkpoint) and isinstance(decided.result, Executed):
+            record = operation.record
+            certificate = decided.certificate.to_bytes()
+            await self._database.put_cut(record.height, decided.operation_bytes, certificate)
+            self._on_certified(
+                Certified(record, decided.operation_bytes, decided.certificate), False
+            )
+            self.follow(record.height)
+        await self._database.put_meta(APPLIED, decided.sequence.to_bytes(8, "big"))
+
+    async def restored(self, restored: Restored) -> None:
+        """The ledger jumped; so must the anchor."""
+        self.follow(restored.ledger.height)
+        sequence = restored.ledger.sequence.to_bytes(8, "big")
+        await self._database.put_meta(APPLIED, sequence)
+
+    def follow(self, height: int) -> None:
+        """Bring the anchor to this committed height."""
+        self._target = max(self._target, height)
+        self._wake.set()
+
+    # --- the anchor follows ---------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Bring the anchor to each committed height, for ever."""
+        while True:
+            if self._model.height >= self._target:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            if not await self._advance():
+                await asyncio.sleep(RETRY_S)
+
+    async def _advance(self) -> bool:
+        height = self._model.height + 1
+        kept = await self._database.cuts(height, height)
+        if not kept:
+            return await self._fetch_newest()
+        found = certified(kept[0][1], kept[0][2], self._validators)
+        try:
+            outcome = await self._obtain_outcome(found.cut, found.parameters, found.record.proposer)
+        except (MissingDeltas, GossipError, FrameError) as error:
+            log.warning("checkpoint.not-rebuilt", height=height, why=str(error))
+            return await self._fetch_newest()
+        if (
+            outcome.root != found.record.anchor_root
+            or outcome.settled.digest != found.settled_digest
+        ):
+            log.error("checkpoint.diverged", height=height)
+            return await self._fetch_newest()
+        unsaid = await self._model.commit(found.cut, outcome)
+        await self._keep(found, outcome)
+        await self._on_unsaid(unsaid)
+        await self._model.after_commit()
+        return True
+
+    async def _keep(self, found: Certified, outcome: Outcome) -> None:
+        await asyncio.to_thread(
+            write_checkpoint, self._store, found, outcome, self._genesis, self._tokenizer
+        )
+        self._on_certified(found, True)
+        log.info(
+            "checkpoint.committed",
+            height=found.height,
+            round=found.record.round,
+            deltas=len(found.record.cut),
+            root=outcome.root.hex()[:16],
+            signatures=len(found.certificate.signers),
+        )
+
+    async def _fetch_newest(self) -> bool:
+        """Fetch the newest certified checkpoint of any neighbour that is ahead of us."""
+        for peer in self._links.connected:
+            try:
+                if await self._fetch_from(peer):
+                    return True
+            except bulk.FetchFailed as error:
+                log.info("checkpoint.fetch-failed", peer=short(peer), why=str(error))
+            except (PeerError, GossipError, ConsensusError) as error:
+                self._meters.rejected[error.reason] += 1
+                log.warning("checkpoint.refused", peer=short(peer), why=str(error))
+        return False
+
+    async def _fetch_from(self, peer: bytes) -> bool:
+        def check(parts: CheckpointParts) -> int:
+            found = certified(parts.operation, parts.certificate, self._validators)
+            ahead = found.height > self._model.height
+            return 4 * self._genesis.schema.layout.total if ahead else 0
+
+        stub = self._links.stub(self._links.record(peer).address)
+        parts, data = await bulk.fetch_checkpoint(stub, self._genesis.mesh_id, 0, check)
+        if not data:
+            return False
+        self._meters.received_bytes["bulk"] += len(data)
+        found = certified(parts.operation, parts.certificate, self._validators)
+        outcome = await self._model.compute(
+            lambda: check_state(found, parts.settled, data, self._genesis)
+        )
+        await self._model.adopt(outcome.anchor, outcome.settled)
+        await self._keep(found, outcome)
+        await self._model.after_commit()
+        log.info("checkpoint.fetched", height=found.height, peer=short(peer))
+        return True

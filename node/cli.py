@@ -1,0 +1,382 @@
+"""The shoal command: what a person types.
+
+Everything heavy is imported inside the command that needs it, so that `shoal status` answers at
+once and never loads torch. What goes wrong ends in main(), as one line on stderr and an exit code
+of errors.py: a traceback is for us, so it goes to a file.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+import shoal
+from shoal.node import errors
+from shoal.node.config import DEFAULT_LISTEN, load_settings
+from shoal.node.errors import UserError
+
+# typer carries its own click from some version on, so its usage errors have no stable import path.
+_USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+app = typer.Typer(
+    name="shoal",
+    help="Train one language model together on many machines, with no server in the middle.",
+    epilog="Start here: `shoal demo`, four nodes on this machine in a few minutes.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Address = Annotated[str, typer.Argument(help="host:port of a node")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="a setting, like train.batch=4")
+]
+PresetFile = Annotated[
+    Path | None, typer.Option("--preset", help="a file like configs/wan.toml to start from")
+]
+Listen = Annotated[str | None, typer.Option(help="host:port to serve on")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="accept a listener beyond loopback without TLS")
+]
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="where the nodes' directories go")],
+    nodes: Annotated[int, typer.Option(min=1, max=31, help="founding members")] = 4,
+    host: Annotated[str, typer.Option(help="host of their addresses")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="first of their ports")] = 7400,
+    data: Annotated[str, typer.Option(help="builtin, or a path that holds text")] = "builtin",
+    model: Annotated[Path | None, typer.Option(help="a transformers config.json")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
+    preset: PresetFile = None,
+) -> None:
+    """Make a mesh: a directory for each node.
+
+    Each gets a key and a node.toml of its own and the same genesis, which names the mesh.
+
+    Example: shoal init runs/mesh --nodes 4, then shoal run runs/mesh/node0 and so on.
+    """
+    from shoal.node.provision import make_mesh
+
+    mesh_id, made = make_mesh(
+        directory,
+        nodes=nodes,
+        host=host,
+        port=port,
+        data=data,
+        model=model,
+        seed=seed,
+        preset=preset,
+    )
+    print(f"mesh {mesh_id}")
+    for node in made:
+        print(f"start: shoal run {node}")
+    print(f"others join with: shoal join {host}:{port} --mesh {mesh_id}")
+
+
+@app.command()
+def run(
+    directory: Annotated[Path | None, typer.Argument(help="a node's directory")] = None,
+    config: Annotated[Path | None, typer.Option(help="its node.toml, if elsewhere")] = None,
+    listen: Listen = None,
+    device: Device = None,
+    insecure: Insecure = False,
+    settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
+) -> None:
+    """Run a node until Ctrl-C or SIGTERM.
+
+    Example: shoal run runs/mesh/node0 --device cpu
+    """
+    if (directory is None) == (config is None):
+        raise UserError("say which node: `shoal run DIR` or `shoal run --config node.toml`")
+    overrides = {
+        "node.listen": listen,
+        "train.device": device,
+        "node.insecure": insecure or None,
+        **parse_overrides(settings),
+    }
+    loaded = load_settings(config or directory, overrides)
+    from shoal.node.daemon import run as run_daemon
+
+    raise typer.Exit(run_daemon(loaded))
+
+
+@app.command()
+def join(
+    address: Address,
+    directory: Annotated[Path, typer.Option("--dir", help="a new directory for this node")],
+    mesh: Annotated[str | None, typer.Option(help="mesh id that it must be, in hex")] = None,
+    data: Annotated[str, typer.Option(help="a path, or builtin:I/N")] = "builtin:0/1",
+    listen: Annotated[str | None, typer.Option(help="host:port; default: a free port")] = None,
+    advertise: Annotated[str, typer.Option(help="host:port that others dial")] = "",
+    device: Device = None,
+    insecure: Insecure = False,
+    preset: PresetFile = None,
+    start: Annotated[bool, typer.Option(help="run the node when it has joined")] = True,
+    settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
+) -> None:
+    """Join a running mesh and train with it.
+
+    Fetches the newest checkpoint and what came after it, verifies both, and trains on.
+
+    Example: shoal join 127.0.0.1:7400 --dir runs/fifth --data my-texts/
+    """
+    from shoal.node.provision import join_and_configure
+
+    loaded = join_and_configure(
+        address,
+        directory,
+        mesh_id=mesh,
+        data=data,
+        listen=listen,
+        advertise=advertise,
+        insecure=insecure,
+        preset=preset,
+        flags={"train.device": device, **parse_overrides(settings)},
+    )
+    print(f"joined; start it again later with: shoal run {directory}", flush=True)
+    if start:
+        from shoal.node.daemon import run as run_daemon
+
+        raise typer.Exit(run_daemon(loaded))
+
+
+@app.command()
+def status(
+    address: Address = DEFAULT_LISTEN,
+    watch: Annotated[bool, typer.Option("--watch", help="refresh until Ctrl-C")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a node does.
+
+    Rounds, loss, checkpoints, peers, bytes, view, and what it refused.
+
+    Example: shoal status 127.0.0.1:7400 --watch
+    """
+    from shoal.node.inspect_client import as_plain, fetch_status
+    from shoal.node.views import make_console, status_view
+
+    if watch:
+        asyncio.run(_watch(address, as_json=as_json))
+        return
+    reply = asyncio.run(fetch_status(address))
+    if as_json:
+        print(json.dumps(as_plain(reply), indent=2, allow_nan=False))
+    else:
+        make_console().print(status_view(reply))
+
+
+@app.command()
+def checkpoints(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> None:
+    """List the checkpoints that the mesh committed.
+
+    Example: shoal checkpoints 127.0.0.1:7400 --json
+    """
+    from shoal.node.inspect_client import as_plain, fetch_status
+    from shoal.node.views import checkpoints_table, make_console
+
+    reply = asyncio.run(fetch_status(address))
+    if as_json:
+        print(json.dumps([as_plain(each) for each in reply.checkpoints], indent=2))
+    else:
+        make_console().print(checkpoints_table(reply.checkpoints, total=len(reply.checkpoints)))
+
+
+@app.command()
+def peers(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> None:
+    """List a node's peers and what went wrong.
+
+    Example: shoal peers 127.0.0.1:7400
+    """
+    from shoal.node.inspect_client import as_plain, fetch_status
+    from shoal.node.views import make_console, peers_table
+
+    reply = asyncio.run(fetch_status(address))
+    if as_json:
+        print(json.dumps([as_plain(each) for each in reply.peers], indent=2))
+    else:
+        make_console().print(peers_table(reply.peers))
+
+
+@app.command()
+def health(
+    address: Address = DEFAULT_LISTEN,
+    service: Annotated[str, typer.Option(help="a gRPC service; empty: the whole node")] = "",
+) -> None:
+    """Exit with 0 when a node says SERVING.
+
+    It is the standard gRPC health service, so any other prober can ask too.
+
+    Example: shoal health 127.0.0.1:7400
+    """
+    from shoal.node.inspect_client import check_health
+
+    answer = asyncio.run(check_health(address, service=service))
+    print(answer)
+    raise typer.Exit(errors.OK if answer == "SERVING" else errors.UNREACHABLE)
+
+
+@app.command()
+def generate(
+    directory: Annotated[Path, typer.Argument(help="a node's directory, or a checkpoint")],
+    prompt: Annotated[str, typer.Option(help="the text to continue")],
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="how many to add")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0: greedy")] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same text")] = 0,
+) -> None:
+    """Continue a text with the newest checkpoint.
+
+    Example: shoal generate runs/mesh/node0 --prompt "The import statement"
+    """
+    from shoal.node.checkpoint_dirs import newest_checkpoint
+
+    checkpoint = newest_checkpoint(directory)
+    from shoal.node.local_model import continue_text
+
+    print(continue_text(checkpoint, prompt, tokens=tokens, temperature=temperature, seed=seed))
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option(help="where it may write")] = Path("runs/demo"),
+    nodes: Annotated[int, typer.Option(min=4, max=16, help="processes to start")] = 4,
+    rounds: Annotated[int | None, typer.Option(min=1, help="rounds of each node")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=10, help="give up when training takes longer")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the mesh running")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="stop one that was left running")] = False,
+) -> None:
+    """Four nodes on this machine train one model.
+
+    Ends with a report on screen and in DIRECTORY/report.json; exit code 0 when all of it holds.
+
+    Example: shoal demo --keep, then shoal join with the address that it prints.
+    """
+    from shoal.node.demo import ROUNDS, TRAIN_SECONDS, DemoPlan, run_demo, stop_demo
+
+    if stop:
+        stopped = stop_demo(directory)
+        print(f"stopped {stopped} processes of the demo in {directory}")
+        return
+    plan = DemoPlan(
+        directory=directory.resolve(),
+        nodes=nodes,
+        rounds=rounds or ROUNDS,
+        train_seconds=seconds or TRAIN_SECONDS,
+        seed=seed,
+        keep=keep,
+    )
+    raise typer.Exit(asyncio.run(run_demo(plan)))
+
+
+@app.command()
+def version() -> None:
+    """Print the version.
+
+    Example: shoal version
+    """
+    print(f"shoal {shoal.__version__}")
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
+    """["train.batch=4"] as {"train.batch": 4}; a value that is not TOML is a string."""
+    parsed: dict[str, object] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (separator and dot and section and key):
+            raise UserError(f"--set {pair}: write section.key=value, like --set train.batch=4")
+        value: object = text
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            value = tomllib.loads(f"value = {text}")["value"]
+        parsed[name.strip()] = value
+    return parsed
+
+
+async def _watch(address: str, *, as_json: bool) -> None:
+    """Full view, refreshed; one JSON object a line with --json."""
+    from rich.live import Live
+
+    from shoal.node.inspect_client import as_plain, watch_status
+    from shoal.node.views import make_console, status_view
+
+    console = make_console()
+    if as_json or not console.is_terminal:
+        async for reply in watch_status(address):
+            if as_json:
+                print(json.dumps(as_plain(reply), allow_nan=False), flush=True)
+            else:
+                console.print(status_view(reply))
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        async for reply in watch_status(address):
+            live.update(status_view(reply), refresh=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code and never lets a traceback through."""
+    try:
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        result = app(args=given or ["--help"], prog_name="shoal", standalone_mode=False)
+        return result if isinstance(result, int) else errors.OK
+    except UserError as error:
+        return _complain(str(error), error.exit_code)
+    except _USAGE_ERROR as error:
+        return _complain(_usage_message(error), errors.BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort, asyncio.CancelledError):
+        return errors.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`shoal status | head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.OK
+    except Exception as error:
+        return _explain_unexpected(error)
+
+
+def _explain_unexpected(error: Exception) -> int:
+    training = sys.modules.get("shoal.training.errors")
+    if training is not None and isinstance(error, training.TrainingError):
+        return _complain(str(error), errors.BAD_INPUT)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _complain(f"{error.filename}: {error.strerror}", errors.BAD_INPUT)
+    path = _write_traceback(error)
+    name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _complain(
+        f"unexpected {name}; this is a fault in Shoal, its traceback is in {path}",
+        errors.INTERNAL,
+    )
+
+
+def _write_traceback(error: Exception) -> str:
+    text = "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="shoal-error-", suffix=".log", encoding="utf-8", delete=False
+    ) as file:
+        file.write(f"shoal {shoal.__version__}\n{' '.join(sys.argv)}\n{text}")
+    return file.name
+
+
+def _usage_message(error: Any) -> str:
+    context = error.ctx
+    command = context.command_path if context is not None else "shoal"
+    return f"{error.format_message().rstrip('.')}; see `{command} --help`"
+
+
+def _complain(message: str, exit_code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code

@@ -1,0 +1,305 @@
+"""What an operator may set: one TOML file, every field documented, nothing guessed.
+
+Four layers, each stronger than the one before: the defaults below, node.toml, environment
+variables (SHOAL_NODE__LISTEN sets [node] listen), flags of the command line. A key that does
+not exist is an error that names the nearest one, and every error says which layer it came from:
+a setting that is silently ignored costs somebody an evening.
+"""
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from shoal.node.errors import UserError
+from shoal.node.toml_file import line_of, read_toml, toml_value
+
+DEFAULT_LISTEN = "127.0.0.1:7400"
+CONFIG_NAME = "node.toml"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of "host:port" or "[v6]:port"; raises ValueError for anything else."""
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f'"{address}" is not host:port, like {DEFAULT_LISTEN}')
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], int(port)
+    if ":" in host:
+        raise ValueError(f'"{address}": write an IPv6 address as [{host}]:{port}')
+    return host, int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost is not."""
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _comma_separated(value: object) -> object:
+    """An environment variable cannot hold a list, so it holds "a:7400,b:7400"."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+Count = Annotated[int, Field(ge=1, le=65536)]
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    # The line of text below a field is its documentation, in errors and in a written node.toml.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class NodeSettings(_Section):
+    name: Annotated[str, Field(min_length=1, max_length=64)] = "node"
+    """what people call this node"""
+    listen: Address = DEFAULT_LISTEN
+    """host:port where it serves gRPC"""
+    advertise: Address | Literal[""] = ""
+    """host:port that others dial; "" means the same as listen"""
+    directory: Path = Path()
+    """where keys, checkpoints and logs live; relative to this file"""
+    insecure: bool = False
+    """allow a listener that is not loopback though there is no TLS yet"""
+    peers: Annotated[list[Address], NoDecode, BeforeValidator(_comma_separated)] = []
+    """host:port of nodes to dial first; the other members are learned from the log"""
+
+    @property
+    def advertised(self) -> str:
+        """The address that other members are told."""
+        return self.advertise or self.listen
+
+
+class TrainSettings(_Section):
+    enabled: bool = True
+    """false: relay and validate, train nothing"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    data: Annotated[str, Field(min_length=1)] = "builtin:0/4"
+    """builtin:I/N, or a file or directory of text; relative to this file"""
+    threads: Count = 1
+    """CPU threads for the arithmetic"""
+    nice: Annotated[int, Field(ge=0, le=19)] = 10
+    """how far training stands back for everything else on the machine, 0 to 19"""
+    batch: Count = 8
+    """sequences per step"""
+    sequence: Annotated[int, Field(ge=2, le=65536)] = 128
+    """tokens per sequence"""
+    max_rounds: Annotated[int, Field(ge=0)] = 0
+    """stop training after this many rounds; 0: never"""
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    """order of this node's batches"""
+    share_permille: Annotated[int, Field(ge=1, le=1000)] = 1000
+    """share of the machine given to training, in thousandths"""
+    eval_batches: Count = 8
+    """batches of held-out text per evaluation"""
+
+
+class GossipSettings(_Section):
+    degree: Annotated[int, Field(ge=1, le=64)] = 8
+    """neighbours to keep; up to 16 members, everybody is a neighbour"""
+    summary_interval_s: Seconds = 5.0
+    """seconds between two summaries of what is held"""
+    fetch_timeout_s: Seconds = 20.0
+    """seconds until another holder of a delta is asked"""
+    fetch_parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    """fetches in flight per neighbour"""
+
+
+class ConsensusSettings(_Section):
+    base_timeout_s: Seconds = 2.0
+    """seconds without progress until the first change of view; then it doubles"""
+    candidate_timeout_s: Seconds = 5.0
+    """seconds a proposer has for its candidate cut"""
+
+
+class LogSettings(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error"""
+    format: Literal["auto", "json", "console"] = "auto"
+    """json, console, or auto: console on a terminal, one JSON object per line elsewhere"""
+
+
+class Settings(BaseSettings):
+    """Everything above. Built from arguments alone; load_settings is what reads the layers."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="SHOAL_", env_nested_delimiter="__"
+    )
+
+    node: NodeSettings = NodeSettings()
+    train: TrainSettings = TrainSettings()
+    gossip: GossipSettings = GossipSettings()
+    consensus: ConsensusSettings = ConsensusSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[Any, ...]:
+        return (sources["init_settings"],)
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "node": NodeSettings,
+    "train": TrainSettings,
+    "gossip": GossipSettings,
+    "consensus": ConsensusSettings,
+    "log": LogSettings,
+}
+
+
+def setting_names() -> list[str]:
+    """Every key there is, as "section.key", in the order of the file."""
+    return [f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields]
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """The known name that was most likely meant: the same key elsewhere, or similar letters."""
+    names = sorted(known)
+    key = wrong.rpartition(".")[2]
+    same_key = [name for name in names if name.rpartition(".")[2] == key]
+    return (same_key or difflib.get_close_matches(wrong, names, n=1, cutoff=0.0))[0]
+
+
+def load_settings(path: Path | None, overrides: Mapping[str, object] | None = None) -> Settings:
+    """The settings of one node.
+
+    path: its node.toml, the directory that holds one, or None for defaults alone.
+    overrides: flags, by dotted name, as {"node.listen": "127.0.0.1:7401"}; None is no override.
+    Raises UserError, one line, for a file that cannot be read, a key that does not exist and a
+    value that does not fit.
+    """
+    if path is not None and path.is_dir():
+        path = path / CONFIG_NAME
+    from_file = _anchored(read_toml(path), path) if path is not None else {}
+    flags = _nested({name: value for name, value in (overrides or {}).items() if value is not None})
+    _refuse_unknown_variables()
+    try:
+        from_environment = EnvSettingsSource(Settings)()
+    except SettingsError as error:
+        raise UserError(f"environment: {error}") from None
+    merged = merge(merge(from_file, from_environment), flags)
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise UserError(_explain(error, path, flags)) from None
+    if not settings.node.insecure and not is_loopback(settings.node.listen):
+        raise UserError(
+            f"{_origin(path, flags, 'node', 'listen')} = {settings.node.listen} can be reached "
+            "from other machines and there is no TLS yet; listen on 127.0.0.1, or accept it with "
+            "[node] insecure = true"
+        )
+    return settings
+
+
+def document_settings(values: Mapping[str, object]) -> str:
+    """A node.toml with every key explained; those not in values stay commented, as defaults.
+
+    values: by dotted name. Raises AssertionError for a name that does not exist.
+    """
+    unknown = sorted(set(values) - set(setting_names()))
+    assert not unknown, f"not settings: {unknown}"
+    lines = ["# One Shoal node; SHOAL_NODE__LISTEN=... in the environment and flags override this."]
+    for name, section in SECTIONS.items():
+        lines += ["", f"[{name}]"]
+        for key, field in section.model_fields.items():
+            given = f"{name}.{key}" in values
+            value = values[f"{name}.{key}"] if given else field.get_default()
+            lines += [
+                f"# {field.description}",
+                f"{'' if given else '# '}{key} = {toml_value(value)}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; anything else in `over` replaces what is in `base`."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _nested(dotted: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    nested: dict[str, dict[str, object]] = {}
+    for name, value in dotted.items():
+        section, _, key = name.partition(".")
+        nested.setdefault(section, {})[key] = value
+    return nested
+
+
+def _anchored(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Relative paths in a file are meant from where the file lies."""
+    home = path.resolve().parent
+    node, train = values.get("node", {}), values.get("train", {})
+    if isinstance(node, dict) and isinstance(node.get("directory", ""), str):
+        values = merge(values, {"node": {"directory": str(home / node.get("directory", ""))}})
+    data = train.get("data") if isinstance(train, dict) else None
+    if isinstance(data, str) and data and not data.startswith("builtin:"):
+        values = merge(values, {"train": {"data": str(home / data)}})
+    return values
+
+
+def _explain(error: ValidationError, path: Path | None, flags: Mapping[str, Any]) -> str:
+    """The first problem as one line: where, what, and what it is for."""
+    first = error.errors(include_url=False)[0]
+    section, key = (*map(str, first["loc"][:2]), "")[:2]
+    where = _origin(path, flags, section, key)
+    if first["type"] == "extra_forbidden":
+        known = setting_names() if key else [*SECTIONS, *setting_names()]
+        meant = nearest(f"{section}.{key}" if key else section, known)
+        return f"{where}: there is no such setting; did you mean {meant}?"
+    if not key:
+        return f"{where}: is a table; write [{section}] and its keys below it"
+    problem = first["msg"].removeprefix("Value error, ")
+    problem = problem[:1].lower() + problem[1:]
+    given = first["input"]
+    if isinstance(given, str | int | float) and str(given) not in problem:
+        problem += f", not {given!r}"
+    return f"{where}: {problem} (it is: {SECTIONS[section].model_fields[key].description})"
+
+
+def _origin(path: Path | None, flags: Mapping[str, Any], section: str, key: str) -> str:
+    """Which layer a value came from, and where in it."""
+    name = f"{section}.{key}" if key else section
+    if key in flags.get(section, {}):
+        return f"flag for {name}"
+    variable = f"SHOAL_{section}__{key}".upper()
+    if variable in {each.upper() for each in os.environ}:
+        return f"environment variable {variable}"
+    if path is None:
+        return name
+    line = line_of(path, section, key)
+    return f"{path}:{line}: {name}" if line else f"{path}: {name}"
+
+
+def _refuse_unknown_variables() -> None:
+    """SHOAL_X__Y can only mean a setting; other SHOAL_ names may belong to somebody else."""
+    known = {f"SHOAL_{name.replace('.', '__')}".upper() for name in setting_names()}
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if name.startswith("SHOAL_") and "__" in name and name not in known:
+            raise UserError(
+                f"environment variable {variable}: there is no such setting; "
+                f"did you mean {nearest(name, known)}?"
+            )

@@ -1,0 +1,221 @@
+"""Drives the two consensus machines: feeds them events and carries out their effects, in order.
+
+The Replica (PBFT) and the Attestor share one queue, so that one step's effects are finished
+before the next event is looked at. A Persist is awaited: it is on the disk before anything after
+it is sent. What takes long (rebuilding an anchor to check a candidate) runs beside the queue and
+comes back as an event. A member that is no validator has no Attestor: its Replica observes.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import structlog
+
+from shoal.consensus.attest import Attestor
+from shoal.consensus.effects import (
+    AttestorEvent,
+    Broadcast,
+    CancelTimer,
+    CandidateReady,
+    Check,
+    Checked,
+    Committed,
+    CutDue,
+    Decided,
+    Effect,
+    Event,
+    Evidence,
+    Persist,
+    Propose,
+    Received,
+    Restored,
+    Send,
+    SetTimer,
+    Started,
+    Submit,
+    Submitted,
+    TimerFired,
+)
+from shoal.consensus.ledger import Executed
+from shoal.consensus.messages import CommitProof, encode, is_attestation
+from shoal.consensus.records import Checkpoint, CheckpointRecord
+from shoal.consensus.replica import Replica
+from shoal.node.database import Database
+from shoal.node.identity import short
+from shoal.node.links import Links
+from shoal.node.meters import Meters
+from shoal.node.wire import ConsensusMessage
+
+log = structlog.get_logger()
+
+INBOX_MAX = 20_000
+EVIDENCE_MAX = 64
+Machine: TypeAlias = Replica | Attestor
+
+
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """What the machines need from the rest of the node."""
+
+    # Something is final: keep it and act on it. Durable when it returns.
+    decided: Callable[[Decided], Awaitable[None]]
+    # The ledger was replaced by a certified later one. Durable when it returns.
+    restored: Callable[[Restored], Awaitable[None]]
+    # Build the record of (height, attempt, parent); None when there is nothing to propose.
+    propose: Callable[[Propose], Awaitable[CheckpointRecord | None]]
+    # Whether recomputing the record here gives the same root and parameters.
+    check: Callable[[CheckpointRecord], Awaitable[bool]]
+
+
+class ConsensusDriver:
+    """One queue, two machines, effects in order."""
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        attestor: Attestor | None,
+        database: Database,
+        links: Links,
+        meters: Meters,
+        validators: Iterable[bytes],
+        me: bytes,
+        duties: Duties,
+    ) -> None:
+        self.replica = replica
+        self.attestor = attestor
+        self.evidence: list[Evidence] = []
+        self._database = database
+        self._links = links
+        self._meters = meters
+        self._others = [peer for peer in validators if peer != me]
+        self._duties = duties
+        self._inbox: asyncio.Queue[tuple[Machine, Event | AttestorEvent]] = asyncio.Queue(INBOX_MAX)
+        self._timers: dict[tuple[Machine, str], asyncio.TimerHandle] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    def start(self, applied: int) -> None:
+        """Wake both machines; `applied` is the last sequence this node has acted on."""
+        self._put(self.replica, Started(applied))
+        self._tell_attestor()
+
+    def received(self, peer: bytes, data: bytes) -> None:
+        """A neighbour sent a consensus message."""
+        if not is_attestation(data):
+            self._put(self.replica, Received(peer, data))
+        elif self.attestor is not None:
+            self._put(self.attestor, Received(peer, data))
+
+    def submit(self, operation: bytes) -> None:
+        """Ask for an operation to be ordered."""
+        self._put(self.replica, Submitted(operation))
+
+    def cut_due(self, height: int) -> None:
+        """Enough deltas are here for the checkpoint of `height`."""
+        if self.attestor is not None:
+            self._put(self.attestor, CutDue(height))
+
+    def refused(self) -> dict[str, int]:
+        """Return how often the machines refused what peers sent, by reason."""
+        counts = dict(self.replica.inspect().refused)
+        if self.attestor is not None:
+            for reason, count in self.attestor.refused.items():
+                counts[reason] = counts.get(reason, 0) + count
+        return counts
+
+    def _put(self, machine: Machine, event: Event | AttestorEvent) -> None:
+        try:
+            self._inbox.put_nowait((machine, event))
+        except asyncio.QueueFull:
+            # Every message is sent again until it is answered, so a full queue loses time only.
+            self._meters.rejected["inbox-full"] += 1
+
+    async def run(self) -> None:
+        """Work until cancelled. An exception from here is our fault and ends the node."""
+        loop = asyncio.get_running_loop()
+        while True:
+            machine, event = await self._inbox.get()
+            # The two event types overlap; each machine is only ever given its own.
+            for effect in machine.step(int(loop.time() * 1000), event):  # type: ignore[arg-type]
+                await self._carry_out(machine, effect)
+
+    async def _carry_out(self, machine: Machine, effect: Effect) -> None:
+        match effect:
+            case Persist(rows):
+                await self._database.persist(rows)
+            case Send(to, data):
+                self._links.send(to, ConsensusMessage(data))
+            case Broadcast(data):
+                self._links.send_all(self._others, ConsensusMessage(data))
+            case SetTimer(name, at_ms):
+                self._set_timer(machine, name, at_ms)
+            case CancelTimer(name):
+                self._cancel_timer(machine, name)
+            case Decided():
+                await self._on_decided(effect)
+            case Restored():
+                await self._duties.restored(effect)
+                self._tell_attestor()
+            case Evidence(kind, signer, _, _):
+                log.warning("evidence", kind=kind, signer=short(signer))
+                self.evidence = [*self.evidence[1 - EVIDENCE_MAX :], effect]
+            case Propose():
+                self._beside(self._propose(effect))
+            case Check(record):
+                self._beside(self._check(record))
+            case Submit(operation):
+                self.submit(operation)
+
+    async def _on_decided(self, decided: Decided) -> None:
+        await self._duties.decided(decided)
+        if isinstance(decided.operation, Checkpoint) and isinstance(decided.result, Executed):
+            self._tell_attestor()
+        # Members that are no validators follow by proofs; telling them at once spares a question.
+        proof = ConsensusMessage(encode(CommitProof(decided.operation_bytes, decided.certificate)))
+        followers = set(self._links.connected) - set(self._others)
+        self._links.send_all(sorted(followers), proof)
+
+    def _tell_attestor(self) -> None:
+        if self.attestor is not None:
+            ledger = self.replica.ledger
+            self._put(self.attestor, Committed(ledger.height, ledger.record_digest))
+
+    def _set_timer(self, machine: Machine, name: str, at_ms: int) -> None:
+        self._cancel_timer(machine, name)
+        self._timers[machine, name] = asyncio.get_running_loop().call_at(
+            at_ms / 1000, self._put, machine, TimerFired(name)
+        )
+
+    def _cancel_timer(self, machine: Machine, name: str) -> None:
+        handle = self._timers.pop((machine, name), None)
+        if handle is not None:
+            handle.cancel()
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._jobs.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("consensus.job-failed", exc_info=error)
+
+    async def _propose(self, wish: Propose) -> None:
+        record = await self._duties.propose(wish)
+        if record is not None and self.attestor is not None:
+            self._put(self.attestor, CandidateReady(record))
+
+    async def _check(self, record: CheckpointRecord) -> None:
+        ok = await self._duties.check(record)
+        if self.attestor is not None:
+            self._put(self.attestor, Checked(record.digest, ok))
+
+    def close(self) -> None:
+        """Stop timers and whatever runs beside the queue."""
+        for handle in self._timers.values():
+            handle.cancel()
+        for task in self._jobs:
+            task.cancel()

@@ -1,0 +1,178 @@
+"""`shoal run`: from a directory to a running node and back, in order.
+
+    settings -> key, genesis, database -> newest certified checkpoint -> training process ->
+    listener -> work until a signal -> training, links, listener, database
+
+What is wrong with the directory, the data or the port is said in one line before anything runs.
+"""
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import structlog
+import uvloop
+
+from shoal import __version__
+from shoal.consensus.errors import ConsensusError
+from shoal.consensus.validators import Validators
+from shoal.gossip.anchor import Anchor
+from shoal.gossip.errors import GossipError
+from shoal.gossip.settled import SettledState
+from shoal.node.checkpointing import certified, check_state
+from shoal.node.checkpoints import CheckpointStore
+from shoal.node.config import Settings
+from shoal.node.database import Database
+from shoal.node.errors import OK, DamagedError, PeerError, UserError
+from shoal.node.genesis import Genesis, load_genesis
+from shoal.node.identity import Identity, short
+from shoal.node.log import configure_logging
+from shoal.node.node import Node
+from shoal.node.server import Server
+from shoal.node.shared_model import SharedModel
+from shoal.node.trainer import TrainerProcess
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> int:
+    """Run a node until SIGINT or SIGTERM; returns the exit code. Raises UserError."""
+    configure_logging(
+        level=settings.log.level, output_format=settings.log.format, node=settings.node.name
+    )
+    return uvloop.run(run_node(settings))
+
+
+async def run_node(settings: Settings) -> int:
+    """Build a node from its directory, run it, and close everything in order."""
+    directory = settings.node.directory
+    identity = Identity.load(directory / "identity.key")
+    genesis, genesis_anchor, tokenizer = load_genesis(directory / "genesis")
+    anchor, settled = newest_state(directory, genesis, genesis_anchor)
+    database = Database(directory / "safety.db")
+    try:
+        model = SharedModel(
+            me=identity.node_id,
+            mesh_id=genesis.mesh_id,
+            mesh=genesis.parameters,
+            committed=anchor,
+            settled=settled,
+            database=database,
+        )
+        node = Node(
+            settings=settings,
+            identity=identity,
+            genesis=genesis,
+            tokenizer=tokenizer,
+            model=model,
+            database=database,
+            rows=await database.load_rows(),
+            sequence=await database.own_sequence(),
+        )
+        await model.restore_pending()
+        log.info(
+            "node.starting",
+            version=__version__,
+            id=short(identity.node_id),
+            mesh=genesis.mesh_id.hex()[:16],
+            height=model.height,
+            boot=database.boots,
+            byzantine_tolerance=(len(genesis.validators) - 1) // 3,
+        )
+        await _serve(node, settings, genesis, model)
+    finally:
+        await database.close()
+    return OK
+
+
+def newest_state(
+    directory: Any, genesis: Genesis, genesis_anchor: Anchor
+) -> tuple[Anchor, SettledState]:
+    """Return the newest certified checkpoint of a node's directory, or the genesis.
+
+    Raises DamagedError when what lies there is not what was certified.
+    """
+    store = CheckpointStore(directory / "checkpoints")
+    heights = store.heights()
+    if not heights:
+        settled = SettledState.genesis(
+            genesis.epoch_parameters(), staleness=genesis.parameters.staleness
+        )
+        return genesis_anchor, settled
+    files = store.read(heights[-1])
+    validators = Validators(genesis.mesh_id, 0, genesis.validators)
+    try:
+        found = certified(files.operation, files.certificate, validators)
+        outcome = check_state(found, files.settled, files.anchor, genesis)
+    except (PeerError, GossipError, ConsensusError) as error:
+        raise DamagedError(
+            f"the checkpoint {store.path(heights[-1])} is damaged ({error}); move that directory "
+            "away and start again: it is fetched from the neighbours"
+        ) from None
+    return outcome.anchor, outcome.settled
+
+
+def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, Any]:
+    """Return what the training process is told at its start."""
+    train, mesh = settings.train, genesis.parameters
+    return {
+        "model": genesis.model_config,
+        "tokenizer": str(settings.node.directory / "genesis" / "tokenizer"),
+        "data": train.data,
+        "device": train.device,
+        "threads": train.threads,
+        "nice": train.nice,
+        "seed": train.seed,
+        "batch": train.batch,
+        "sequence": train.sequence,
+        "eval_batches": train.eval_batches,
+        "learning_rate": mesh.learning_rate,
+        "warmup_tokens": mesh.warmup_tokens,
+        "schedule_tokens": mesh.schedule_tokens,
+    }
+
+
+async def _serve(node: Node, settings: Settings, genesis: Genesis, model: SharedModel) -> None:
+    server = Server(node, node.links, node.meters)
+    await server.start(settings.node.listen, insecure=settings.node.insecure)
+    trainer = None
+    work: asyncio.Task[None] | None = None
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        log.info("node.listening", address=settings.node.listen)
+        if settings.train.enabled:
+            trainer = TrainerProcess(model.schema.layout.total)
+            await trainer.start(worker_configuration(settings, genesis))
+        work = asyncio.create_task(node.run(trainer), name="node")
+        stop = asyncio.create_task(stopping.wait(), name="signals")
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if work.done():
+            _raise_first(work)
+        log.info("node.stopping")
+    finally:
+        if work is not None:
+            work.cancel()
+            with suppress(asyncio.CancelledError, ExceptionGroup):
+                await work
+        if trainer is not None:
+            await trainer.stop()
+        await server.stop()
+        await node.stop()
+
+
+def _raise_first(work: "asyncio.Task[None]") -> None:
+    """Raise what ended the node; a user's error keeps its one line."""
+    error = work.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, UserError):
+        raise error
+    if error is not None:
+        log.error("node.crashed", exc_info=error)
+        raise error

@@ -1,0 +1,42 @@
+"""The errors that a person can act on: one line, no traceback, an exit code for scripts.
+
+Anything that is not one of these is our fault: it is logged with its traceback and the process
+ends with exit code 1.
+"""
+
+OK = 0
+INTERNAL = 1
+BAD_INPUT = 2
+UNREACHABLE = 3
+DAMAGED = 4
+INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can put right; the message says what is wrong and what to do."""
+
+    def __init__(self, message: str, exit_code: int = BAD_INPUT) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class UnreachableError(UserError):
+    """The other side does not answer, or refused us."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, UNREACHABLE)
+
+
+class DamagedError(UserError):
+    """What lies on this disk is not what was written; nothing was changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, DAMAGED)
+
+
+class PeerError(ValueError):
+    """A peer sent what it must not; `reason` is the counter's label in `shoal status`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason

@@ -1,0 +1,277 @@
+"""Checkpoint 0: where a mesh begins, and what names it.
+
+A genesis is a document (`genesis.json`), the first anchor (`anchor.bin`, int32 little-endian) and
+the tokenizer's files. The document holds the hashes of the others, so the SHA-256 of its bytes,
+taken verbatim, is the mesh id: whoever knows the mesh id can check everything that it is given.
+Nobody recreates weights from a seed; everybody fetches them.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.gossip.anchor import Anchor
+from shoal.gossip.parameters import EpochParameters, genesis_parameters
+from shoal.gossip.schema import ModelSchema
+from shoal.node.errors import DamagedError, PeerError
+
+GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
+FORMAT = 1
+DOCUMENT_BYTES_MAX = 4 * 1024 * 1024
+TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024
+TOKENIZER_FILES_MAX = 16
+VALIDATORS_MAX = 31
+PARAMETERS_MAX = 500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class MeshParameters:
+    """What every member must do alike; chosen once, when the mesh is made."""
+
+    # AdamW steps between two deltas (H).
+    local_steps: int = 8
+    # Own deltas between two checkpoints (E).
+    rounds_per_checkpoint: int = 8
+    # Values kept of each chunk of 4096 (density = kept_per_chunk / 4096).
+    kept_per_chunk: int = 512
+    # Error feedback: what could not be said decays by this factor each round.
+    beta: float = 0.95
+    # Share of its own residual that a node keeps in the weights it starts a round from.
+    start_share: float = 0.3
+    # Gain of the first epoch; later ones measure it (gossip/parameters.py).
+    alpha: float = 1.0
+    # Clip radius = clip_factor * median norm of the last epoch's messages.
+    clip_factor: float = 2.0
+    # Cuts that a delta may miss before it expires.
+    staleness: int = 2
+    learning_rate: float = 2e-3
+    # The learning rate rises over the first, falls until the second (tokens of the whole mesh).
+    warmup_tokens: int = 100_000
+    schedule_tokens: int = 100_000_000
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values, one short phrase each."""
+        bounds: dict[str, tuple[float, float]] = {
+            "local_steps": (1, 100_000),
+            "rounds_per_checkpoint": (1, 1024),
+            "kept_per_chunk": (1, 4096),
+            "beta": (0.0, 1.0),
+            "start_share": (0.0, 1.0),
+            "alpha": (0.01, 100.0),
+            "clip_factor": (0.1, 1e6),
+            "staleness": (0, 16),
+            "learning_rate": (1e-9, 10.0),
+            "warmup_tokens": (0, 2**62),
+            "schedule_tokens": (1, 2**62),
+        }
+        found = []
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            whole = isinstance(low, int) and isinstance(high, int)
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                found.append(f"{name} must be a {'whole ' if whole else ''}number")
+            elif not math.isfinite(value) or not low <= value <= high:
+                found.append(f"{name} must be from {low} to {high}")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Founder:
+    """One of the validators that the mesh begins with."""
+
+    node_id: bytes
+    address: str
+    shard_tokens: int
+    share_permille: int
+
+
+@dataclass(frozen=True)
+class Genesis:
+    """A checked genesis document with its files."""
+
+    document: bytes
+    schema: ModelSchema
+    model_config: dict[str, Any]
+    parameters: MeshParameters
+    founders: tuple[Founder, ...]
+    anchor_root: bytes
+    tokenizer_hashes: dict[str, bytes]
+    name: str
+
+    @cached_property
+    def mesh_id(self) -> bytes:
+        """The 32 bytes that name the mesh."""
+        return hashlib.sha256(GENESIS_DOMAIN + self.document).digest()
+
+    @cached_property
+    def validators(self) -> tuple[bytes, ...]:
+        """The founders' ids in ascending order: PBFT's replica numbering."""
+        return tuple(sorted(founder.node_id for founder in self.founders))
+
+    def epoch_parameters(self) -> EpochParameters:
+        """Return what is in force until the first checkpoint is committed."""
+        return genesis_parameters(
+            [(f.node_id, f.shard_tokens, f.share_permille) for f in self.founders],
+            self.schema,
+            kept_per_chunk=self.parameters.kept_per_chunk,
+            alpha=self.parameters.alpha,
+        )
+
+    def read_anchor(self, data: bytes) -> Anchor:
+        """Turn the bytes of `anchor.bin` into the anchor; raises PeerError where they differ."""
+        anchor = anchor_from_bytes(self.schema, data)
+        if anchor.root() != self.anchor_root:
+            raise PeerError("genesis-anchor", "its Merkle root is not the genesis document's")
+        return anchor
+
+    def check_tokenizer(self, files: Mapping[str, bytes]) -> None:
+        """Raise PeerError unless `files` are exactly the tokenizer that the document names."""
+        hashes = {name: hashlib.sha256(data).digest() for name, data in files.items()}
+        if hashes != self.tokenizer_hashes:
+            raise PeerError("genesis-tokenizer", "its files are not the genesis document's")
+
+
+def anchor_from_bytes(schema: ModelSchema, data: bytes) -> Anchor:
+    """Return the anchor whose int32 little-endian values are `data`; raises PeerError on size."""
+    if len(data) != 4 * schema.layout.total:
+        raise PeerError("anchor-size", f"{len(data)} bytes for {schema.layout.total} parameters")
+    values = np.frombuffer(data, dtype="<i4").astype(np.int32)
+    return Anchor(schema, torch.from_numpy(values))
+
+
+def anchor_to_bytes(anchor: Anchor) -> bytes:
+    """Return the anchor's values as int32 little-endian bytes."""
+    return anchor.values.cpu().numpy().astype("<i4", copy=False).tobytes()
+
+
+def make_document(
+    *,
+    name: str,
+    schema: ModelSchema,
+    model_config: Mapping[str, Any],
+    parameters: MeshParameters,
+    founders: tuple[Founder, ...],
+    anchor_root: bytes,
+    tokenizer_files: Mapping[str, bytes],
+) -> bytes:
+    """Return the bytes of `genesis.json`."""
+    content = {
+        "format": FORMAT,
+        "name": name,
+        "schema": schema.to_json(),
+        "model": dict(model_config),
+        "parameters": asdict(parameters),
+        "founders": [
+            {
+                "id": founder.node_id.hex(),
+                "address": founder.address,
+                "shard_tokens": founder.shard_tokens,
+                "share_permille": founder.share_permille,
+            }
+            for founder in founders
+        ],
+        "anchor_root": anchor_root.hex(),
+        "tokenizer": {
+            file: hashlib.sha256(data).hexdigest() for file, data in tokenizer_files.items()
+        },
+    }
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def parse_document(document: bytes) -> Genesis:
+    """Check a genesis document from anywhere; raises PeerError that says what is wrong with it."""
+    if len(document) > DOCUMENT_BYTES_MAX:
+        raise PeerError("genesis-size", f"{len(document)} bytes")
+    try:
+        content = json.loads(document)
+        if content["format"] != FORMAT:
+            raise PeerError("genesis-format", f"{content['format']}; this Shoal reads {FORMAT}")
+        genesis = Genesis(
+            document=document,
+            schema=ModelSchema.from_json(content["schema"]),
+            model_config=dict(content["model"]),
+            parameters=MeshParameters(**content["parameters"]),
+            founders=tuple(_parse_founder(founder) for founder in content["founders"]),
+            anchor_root=bytes.fromhex(content["anchor_root"]),
+            tokenizer_hashes={
+                str(file): bytes.fromhex(digest) for file, digest in content["tokenizer"].items()
+            },
+            name=str(content["name"]),
+        )
+    except PeerError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PeerError("genesis-malformed", str(error)) from None
+    _check_genesis(genesis)
+    return genesis
+
+
+def _parse_founder(content: Mapping[str, Any]) -> Founder:
+    return Founder(
+        node_id=bytes.fromhex(content["id"]),
+        address=str(content["address"]),
+        shard_tokens=int(content["shard_tokens"]),
+        share_permille=int(content["share_permille"]),
+    )
+
+
+def _check_genesis(genesis: Genesis) -> None:
+    ids = [founder.node_id for founder in genesis.founders]
+    if not 1 <= len(ids) <= VALIDATORS_MAX or len(set(ids)) != len(ids):
+        raise PeerError("genesis-founders", f"{len(ids)} founders, 1 to {VALIDATORS_MAX} allowed")
+    for founder in genesis.founders:
+        if len(founder.node_id) != 32 or not 1 <= founder.share_permille <= 1000:
+            raise PeerError("genesis-founders", "an id or a share is out of range")
+        if founder.shard_tokens < 1:
+            raise PeerError("genesis-founders", "a founder without data")
+    if len(genesis.anchor_root) != 32:
+        raise PeerError("genesis-malformed", "anchor_root is not 32 bytes")
+    if genesis.schema.layout.total > PARAMETERS_MAX:
+        raise PeerError("genesis-size", f"more than {PARAMETERS_MAX} parameters")
+    if len(genesis.tokenizer_hashes) > TOKENIZER_FILES_MAX or any(
+        not file or Path(file).name != file or file.startswith(".")
+        for file in genesis.tokenizer_hashes
+    ):
+        raise PeerError("genesis-tokenizer", "its file names are not plain names")
+    if problems := genesis.parameters.problems():
+        raise PeerError("genesis-parameters", "; ".join(problems))
+
+
+def write_genesis(
+    directory: Path, genesis: Genesis, anchor: Anchor, tokenizer: Mapping[str, bytes]
+) -> None:
+    """Write the genesis and its files to `directory` (made if need be)."""
+    (directory / "tokenizer").mkdir(parents=True, exist_ok=True)
+    (directory / "anchor.bin").write_bytes(anchor_to_bytes(anchor))
+    for name, data in tokenizer.items():
+        (directory / "tokenizer" / name).write_bytes(data)
+    (directory / "genesis.json").write_bytes(genesis.document)
+
+
+def load_genesis(directory: Path) -> tuple[Genesis, Anchor, dict[str, bytes]]:
+    """Read and check a genesis from disk; raises DamagedError in one line."""
+    try:
+        genesis = parse_document((directory / "genesis.json").read_bytes())
+        anchor = genesis.read_anchor((directory / "anchor.bin").read_bytes())
+        tokenizer = {
+            name: (directory / "tokenizer" / name).read_bytes() for name in genesis.tokenizer_hashes
+        }
+        genesis.check_tokenizer(tokenizer)
+    except OSError as error:
+        raise DamagedError(
+            f"the genesis in {directory} cannot be read ({error.strerror}: {error.filename}); "
+            "copy it from another member of the mesh or join again"
+        ) from None
+    except PeerError as error:
+        raise DamagedError(
+            f"the genesis in {directory} is damaged ({error}); copy it from another member"
+        ) from None
+    return genesis, anchor, tokenizer

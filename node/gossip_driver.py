@@ -1,0 +1,191 @@
+"""Drives the relay: which deltas to announce, which to pull and from whom; carries that out.
+
+The relay decides (gossip/relay.py); this file moves bytes. What arrives is checked in the order
+of cost: size, name, hash, membership, signature, then decompression on the model's thread; it is
+durable before it is announced further.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import structlog
+
+from shoal.compression.frame import FrameError
+from shoal.gossip.delta import BLOB_OVERHEAD_BYTES, Delta, DeltaHeader, DeltaReference
+from shoal.gossip.errors import EquivocationError, GossipError
+from shoal.gossip.relay import Relay, RelaySettings
+from shoal.gossip.relay_events import (
+    Announce,
+    Announced,
+    Effect,
+    Event,
+    Fetch,
+    FetchFailed,
+    Held,
+    LinkDown,
+    LinkUp,
+    Refused,
+    SendSummary,
+    SummaryReceived,
+    Tick,
+    Unwanted,
+    Wanted,
+)
+from shoal.node import bulk
+from shoal.node.errors import PeerError
+from shoal.node.identity import short
+from shoal.node.links import Links
+from shoal.node.meters import Meters
+from shoal.node.shared_model import SharedModel
+from shoal.node.wire import Announced as AnnouncedMessage
+from shoal.node.wire import SummaryMessage
+
+log = structlog.get_logger()
+
+TICK_S = 0.25
+# The sender is honest, the delta is of no use here: nothing to hold against whoever relayed it.
+USELESS = frozenset({"stale", "replayed", "future", "too-many-pending"})
+
+
+class GossipDriver:
+    """The relay's clock, its randomness and its hands."""
+
+    def __init__(
+        self, *, model: SharedModel, links: Links, meters: Meters, settings: RelaySettings
+    ) -> None:
+        self._model = model
+        self._links = links
+        self._meters = meters
+        self._relay = Relay(model.book, settings, random.Random())
+        model.on_added = self._held
+        self._fetches: set[asyncio.Task[None]] = set()
+        # Deltas that a cut names and that are waited for, by id.
+        self._awaited: dict[bytes, asyncio.Event] = {}
+
+    @property
+    def missing(self) -> int:
+        """Deltas that are known to exist and not held."""
+        return self._relay.missing
+
+    async def run(self) -> None:
+        """Tick for ever."""
+        while True:
+            self._step(Tick())
+            await asyncio.sleep(TICK_S)
+
+    def link_up(self, peer: bytes) -> None:
+        """A neighbour can be reached."""
+        self._step(LinkUp(peer))
+
+    def link_down(self, peer: bytes) -> None:
+        """A neighbour cannot be reached any more."""
+        self._step(LinkDown(peer))
+
+    def received(self, peer: bytes, message: AnnouncedMessage | SummaryMessage) -> None:
+        """A neighbour told what it holds."""
+        if isinstance(message, AnnouncedMessage):
+            items = tuple(DeltaReference(*reference) for reference in message.deltas)
+            self._step(Announced(peer, items))
+        else:
+            self._links.record(peer).committed_height = message.committed_height
+            self._step(SummaryReceived(peer, message.members))
+
+    def _held(self, header: DeltaHeader) -> None:
+        awaited = self._awaited.get(header.id)
+        if awaited is not None:
+            awaited.set()
+        self._step(Held(header))
+
+    async def obtain(
+        self, references: Sequence[DeltaReference], peer: bytes, timeout_s: float
+    ) -> bool:
+        """Pull what a cut names, from its proposer first; whether all of it came in time."""
+        events = [
+            self._awaited.setdefault(reference.delta_id, asyncio.Event())
+            for reference in references
+        ]
+        self._step(Wanted(tuple(references), peer))
+        try:
+            async with asyncio.timeout(timeout_s):
+                for event in events:
+                    await event.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._step(Unwanted(tuple(reference.key for reference in references)))
+            for reference in references:
+                self._awaited.pop(reference.delta_id, None)
+        return True
+
+    def _step(self, event: Event) -> None:
+        for effect in self._relay.step(asyncio.get_running_loop().time(), event):
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Announce(peer, items):
+                self._links.send(peer, AnnouncedMessage(items))
+            case SendSummary(peer):
+                summary = SummaryMessage(self._model.height, self._model.book.summary())
+                self._links.send(peer, summary)
+            case Fetch(peer, items):
+                for item in items:
+                    task = asyncio.create_task(self._fetch(peer, item))
+                    self._fetches.add(task)
+                    task.add_done_callback(self._fetches.discard)
+
+    async def _fetch(self, peer: bytes, item: DeltaReference) -> None:
+        try:
+            delta = await self._download(peer, item)
+            await self._take(delta, item)
+        except bulk.FetchFailed as error:
+            log.debug("fetch.failed", peer=short(peer), why=str(error))
+            self._step(FetchFailed(peer, item.key))
+        except (PeerError, GossipError, FrameError) as error:
+            if error.reason in USELESS:
+                self._step(Refused(item.key))
+            else:
+                self._meters.rejected[error.reason] += 1
+                log.warning("delta.refused", peer=short(peer), why=str(error))
+                self._step(FetchFailed(peer, item.key))
+
+    async def _download(self, peer: bytes, item: DeltaReference) -> Delta:
+        limit_bytes = BLOB_OVERHEAD_BYTES + self._model.frame_bytes_max
+        blob = await bulk.fetch_delta(
+            self._links.stub(self._links.record(peer).address),
+            self._model.mesh_id,
+            item,
+            limit_bytes=limit_bytes,
+        )
+        self._links.record(peer).received_bytes += len(blob)
+        self._meters.received_bytes["bulk"] += len(blob)
+        delta = await self._model.compute(lambda: self._model.parse(blob))
+        if delta.header.key != item.key or item.delta_id not in (b"", delta.header.id):
+            raise PeerError("wrong-delta", "it is not the one that was asked for")
+        return delta
+
+    async def _take(self, delta: Delta, item: DeltaReference) -> None:
+        """Hold a delta; one that a cut names is kept even where another has its number."""
+        header = delta.header
+        try:
+            if await self._model.add(delta):
+                return
+        except EquivocationError as error:
+            self._meters.rejected["equivocation"] += 1
+            log.warning("evidence", kind="two-deltas", signer=short(header.sender), why=str(error))
+            await self._model.keep(delta)
+            self._held(header)
+            return
+        except GossipError as error:
+            if error.reason not in USELESS or header.id not in self._awaited:
+                raise
+            # Settled here, but somebody's cut names it: stored below, judged by the check.
+            await self._model.keep(delta)
+            self._held(header)
+            return
+        if self._model.book.get(header.key) is None:
+            # It waits for a height that is not committed here yet.
+            self._step(Refused(item.key))
+        else:
+            self._held(header)

@@ -1,0 +1,362 @@
+"""Links to neighbours: one long-lived bidirectional stream each, authenticated by both keys.
+
+Either side may dial. The side with the smaller id dials at once and the other only after a
+moment, so that two nodes that start together normally end with one stream; a second one does no
+harm, because everything that travels here may arrive twice.
+
+Votes have a lane of their own in front of gossip. Both lanes are bounded: when a neighbour reads
+too slowly the oldest gossip is dropped (anti-entropy brings it back), and so are the oldest
+votes (STATUS retransmission brings those back).
+"""
+
+import asyncio
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import grpc
+import structlog
+
+from shoal.node.errors import PeerError
+from shoal.node.identity import Identity, link_proof_bytes, short, verify
+from shoal.node.meters import Meters
+from shoal.node.wire import (
+    MESSAGE_BYTES_MAX,
+    PROTOCOL_VERSION,
+    ConsensusMessage,
+    Frame,
+    Hello,
+    LinkMessage,
+    Ping,
+    Pong,
+    Proof,
+    make_frame,
+    parse_frame,
+)
+from shoal.proto.mesh_pb2_grpc import MeshStub
+
+if TYPE_CHECKING:
+    from shoal.proto.mesh_pb2_grpc import MeshAsyncStub
+
+log = structlog.get_logger()
+
+M = TypeVar("M", Hello, Proof)
+
+HANDSHAKE_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 2.0
+SILENCE_MAX_S = 12.0
+BACKOFF_S = (0.1, 5.0)
+POLITE_DELAY_S = 1.0
+VOTES_QUEUED_MAX = 4096
+GOSSIP_QUEUED_MAX = 1024
+STRIKES_MAX = 8
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+class Pipe(Protocol):
+    """Either end of a gRPC stream of frames."""
+
+    async def read(self) -> Frame | None:
+        """Return the next frame, or None at the end."""
+
+    async def write(self, frame: Frame) -> None:
+        """Send a frame; waits while the other side does not read."""
+
+
+@dataclass
+class PeerRecord:
+    """What is known about one member as a neighbour; it outlives the links."""
+
+    address: str = ""
+    state: str = "unreachable"
+    round_trip_ms: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    last_error: str = ""
+    committed_height: int = 0
+
+
+@dataclass
+class _Link:
+    peer: bytes
+    pipe: Pipe
+    votes: deque[Frame] = field(default_factory=lambda: deque(maxlen=VOTES_QUEUED_MAX))
+    gossip: deque[Frame] = field(default_factory=lambda: deque(maxlen=GOSSIP_QUEUED_MAX))
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    heard_at: float = 0.0
+    strikes: int = 0
+
+
+class Links:
+    """All streams of this node."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        mesh_id: bytes,
+        address: str,
+        meters: Meters,
+        is_member: Callable[[bytes], bool],
+        on_up: Callable[[bytes], None],
+        on_down: Callable[[bytes], None],
+        on_message: Callable[[bytes, LinkMessage], None],
+    ) -> None:
+        self._identity = identity
+        self._mesh_id = mesh_id
+        self._address = address
+        self._meters = meters
+        self._is_member = is_member
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_message = on_message
+        self._links: dict[bytes, list[_Link]] = {}
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._dialers: dict[str, asyncio.Task[None]] = {}
+        self.peers: dict[bytes, PeerRecord] = {}
+
+    @property
+    def connected(self) -> list[bytes]:
+        """The neighbours that have a link now, in order."""
+        return sorted(self._links)
+
+    def record(self, peer: bytes) -> PeerRecord:
+        """Return what is known about `peer`."""
+        return self.peers.setdefault(peer, PeerRecord())
+
+    def stub(self, address: str) -> "MeshAsyncStub":
+        """Return a client for the node at `address`, on its long-lived channel."""
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            self._channels[address] = channel
+        return MeshStub(channel)
+
+    def send(self, peer: bytes, message: LinkMessage) -> bool:
+        """Queue `message` for `peer`; False where there is no link."""
+        links = self._links.get(peer)
+        if not links:
+            return False
+        _enqueue(links[0], message)
+        return True
+
+    def send_all(self, peers: Iterable[bytes], message: LinkMessage) -> None:
+        """Queue `message` for each of `peers` that has a link."""
+        for peer in peers:
+            self.send(peer, message)
+
+    def dial(self, targets: dict[str, bytes | None]) -> None:
+        """Keep links to these addresses (with the id expected there), and stop dialling others."""
+        for address in set(self._dialers) - set(targets):
+            self._dialers.pop(address).cancel()
+        for address, expected in targets.items():
+            if expected is not None:
+                self.record(expected).address = address
+            if address not in self._dialers:
+                self._dialers[address] = asyncio.create_task(
+                    self._dial_forever(address, expected), name=f"dial {address}"
+                )
+
+    async def close(self) -> None:
+        """Stop dialling and close every channel."""
+        for task in self._dialers.values():
+            task.cancel()
+        await asyncio.gather(*self._dialers.values(), return_exceptions=True)
+        self._dialers.clear()
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def _dial_forever(self, address: str, expected: bytes | None) -> None:
+        backoff_s = BACKOFF_S[0]
+        if expected is not None and self._identity.node_id > expected:
+            await asyncio.sleep(POLITE_DELAY_S)
+        while True:
+            if expected is None or expected not in self._links:
+                peer = await self._dial_once(address, expected)
+                backoff_s = BACKOFF_S[0] if peer is not None else backoff_s
+                expected = expected or peer
+            await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))
+            backoff_s = min(backoff_s * 1.6, BACKOFF_S[1])
+
+    async def _dial_once(self, address: str, expected: bytes | None) -> bytes | None:
+        """Hold one dialled link until it ends; returns who was there, None when nobody was."""
+        reached = None
+        try:
+            call = self.stub(address).Link()
+            try:
+                reached = await self._handshake(_ClientPipe(call), expected)
+                self.record(reached).address = address
+                await self._hold(_Link(reached, _ClientPipe(call)))
+            finally:
+                call.cancel()
+        except grpc.aio.AioRpcError as error:
+            self._note_failure(expected or reached, f"{error.code().name}: {error.details()}")
+        except PeerError as error:
+            self._meters.rejected[error.reason] += 1
+            self._note_failure(expected or reached, str(error))
+        except TimeoutError:
+            self._note_failure(expected or reached, "no answer in time")
+        except asyncio.InvalidStateError as error:
+            self._note_failure(expected or reached, f"the stream ended: {error}")
+        return reached
+
+    def _note_failure(self, peer: bytes | None, why: str) -> None:
+        if peer is not None:
+            record = self.record(peer)
+            if record.last_error != why:
+                log.info("link.failed", peer=short(peer), why=why)
+            record.last_error = why
+
+    async def serve(self, pipe: Pipe) -> None:
+        """Hold a link that a neighbour dialled, until it ends; raises PeerError to refuse it."""
+        peer = await self._handshake(pipe, None)
+        await self._hold(_Link(peer, pipe))
+
+    async def _handshake(self, pipe: Pipe, expected: bytes | None) -> bytes:
+        """Prove both identities to each other; returns the other side's."""
+        nonce = secrets.token_bytes(32)
+        mine = Hello(PROTOCOL_VERSION, self._mesh_id, self._identity.node_id, nonce, self._address)
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await pipe.write(make_frame(mine))
+            theirs = _expect(Hello, await pipe.read())
+            if theirs.protocol != PROTOCOL_VERSION:
+                raise PeerError("wrong-protocol", f"version {theirs.protocol}")
+            if theirs.mesh_id != self._mesh_id:
+                raise PeerError("wrong-mesh", theirs.mesh_id.hex()[:16])
+            if theirs.node_id == self._identity.node_id:
+                raise PeerError("own-key", "another process uses this node's key, or a loop")
+            if expected is not None and theirs.node_id != expected:
+                raise PeerError("wrong-identity", f"{short(theirs.node_id)} answers there")
+            if not self._is_member(theirs.node_id):
+                raise PeerError("not-a-member", short(theirs.node_id))
+            signed = link_proof_bytes(
+                self._mesh_id, self._identity.node_id, theirs.node_id, theirs.nonce
+            )
+            await pipe.write(make_frame(Proof(self._identity.sign(signed))))
+            proof = _expect(Proof, await pipe.read())
+        claim = link_proof_bytes(self._mesh_id, theirs.node_id, self._identity.node_id, nonce)
+        if not verify(theirs.node_id, claim, proof.signature):
+            raise PeerError("bad-signature", "the proof of a link")
+        if theirs.address and not self.record(theirs.node_id).address:
+            self.record(theirs.node_id).address = theirs.address
+        return theirs.node_id
+
+    async def _hold(self, link: _Link) -> None:
+        loop = asyncio.get_running_loop()
+        link.heard_at = loop.time()
+        first = link.peer not in self._links
+        self._links.setdefault(link.peer, []).append(link)
+        record = self.record(link.peer)
+        record.state, record.last_error = "connected", ""
+        if first:
+            log.info("link.up", peer=short(link.peer))
+            self._on_up(link.peer)
+        tasks = [
+            asyncio.create_task(work, name=f"link {short(link.peer)}")
+            for work in (self._read(link), self._write(link), self._watch(link))
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*tasks, return_exceptions=True)
+            self._drop(link)
+
+    def _drop(self, link: _Link) -> None:
+        links = self._links[link.peer]
+        links.remove(link)
+        if not links:
+            del self._links[link.peer]
+            self.record(link.peer).state = "unreachable"
+            log.info("link.down", peer=short(link.peer))
+            self._on_down(link.peer)
+
+    async def _read(self, link: _Link) -> None:
+        record = self.record(link.peer)
+        loop = asyncio.get_running_loop()
+        while (frame := await link.pipe.read()) is not None:
+            link.heard_at = loop.time()
+            size = frame.ByteSize()
+            record.received_bytes += size
+            self._meters.received_bytes[frame.WhichOneof("kind") or "unknown"] += size
+            try:
+                message = parse_frame(frame)
+                if isinstance(message, Ping):
+                    _enqueue(link, Pong(message.stamp))
+                elif isinstance(message, Pong):
+                    record.round_trip_ms = max(0.0, loop.time() * 1000 - message.stamp / 1000)
+                else:
+                    self._on_message(link.peer, message)
+            except PeerError as error:
+                self._meters.rejected[error.reason] += 1
+                link.strikes += 1
+                if link.strikes >= STRIKES_MAX:
+                    raise
+
+    async def _write(self, link: _Link) -> None:
+        record = self.record(link.peer)
+        while True:
+            if link.votes:
+                frame = link.votes.popleft()
+            elif link.gossip:
+                frame = link.gossip.popleft()
+            else:
+                link.wake.clear()
+                await link.wake.wait()
+                continue
+            size = frame.ByteSize()
+            await link.pipe.write(frame)
+            record.sent_bytes += size
+            self._meters.sent_bytes[frame.WhichOneof("kind") or "unknown"] += size
+
+    async def _watch(self, link: _Link) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() - link.heard_at < SILENCE_MAX_S:
+            _enqueue(link, Ping(int(loop.time() * 1_000_000)))
+            await asyncio.sleep(PING_INTERVAL_S)
+        raise PeerError("silent", f"nothing heard for {SILENCE_MAX_S:.0f} s")
+
+
+def _enqueue(link: _Link, message: LinkMessage) -> None:
+    urgent = isinstance(message, ConsensusMessage | Ping | Pong)
+    (link.votes if urgent else link.gossip).append(make_frame(message))
+    link.wake.set()
+
+
+def _expect(kind: type[M], frame: Frame | None) -> M:
+    if frame is None:
+        raise PeerError("handshake", "the other side closed the stream")
+    message = parse_frame(frame)
+    if not isinstance(message, kind):
+        raise PeerError("handshake", f"{type(message).__name__} where {kind.__name__} was due")
+    return message
+
+
+class _ClientPipe:
+    """The dialling end of a stream."""
+
+    def __init__(self, call: "grpc.aio.StreamStreamCall[Frame, Frame]") -> None:
+        self._call = call
+
+    async def read(self) -> Frame | None:
+        frame = await self._call.read()
+        return frame if isinstance(frame, Frame) else None
+
+    async def write(self, frame: Frame) -> None:
+        await self._call.write(frame)

@@ -1,0 +1,133 @@
+"""Making the directories that `shoal run` starts from: a whole mesh's, or one joiner's."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shoal.node.config import CONFIG_NAME, Settings, load_settings, split_address
+from shoal.node.errors import UserError
+from shoal.node.founding import create_mesh
+from shoal.node.genesis import MeshParameters
+from shoal.node.ports import free_address
+from shoal.node.presets import Preset, apply_preset, check_names, load_preset
+
+_MODEL_FILE_BYTES_MAX = 1 << 20
+
+
+def make_mesh(
+    directory: Path,
+    *,
+    nodes: int,
+    host: str,
+    port: int,
+    data: str,
+    model: Path | None,
+    seed: int,
+    preset: Path | None,
+) -> tuple[str, list[Path]]:
+    """Create directory/node0 and so on; returns the mesh id in hex and the nodes' directories.
+
+    Raises UserError when there is a mesh already, or an input cannot be read.
+    """
+    made = [directory / f"node{index}" for index in range(nodes)]
+    if any(node.exists() for node in made):
+        raise UserError(
+            f"{directory} holds a mesh already, and its keys would be lost; name a new directory"
+        )
+    if port + nodes - 1 > 65535:
+        raise UserError(f"--port {port}: {nodes} nodes need ports up to {port + nodes - 1}")
+    chosen = load_preset(preset)
+    mesh_id = create_mesh(
+        directory,
+        nodes=nodes,
+        host=host,
+        ports=range(port, port + nodes),
+        data=absolute_source(data),
+        model_config=read_model_config(model),
+        parameters=mesh_parameters(chosen, str(preset)),
+        seed=seed,
+        names=[node.name for node in made],
+    )
+    for node in made:
+        apply_preset(chosen, node)
+    return mesh_id.hex(), made
+
+
+def join_and_configure(
+    address: str,
+    directory: Path,
+    *,
+    mesh_id: str | None,
+    data: str,
+    listen: str | None,
+    advertise: str,
+    insecure: bool,
+    preset: Path | None,
+    flags: Mapping[str, object],
+) -> Settings:
+    """Fetch the mesh from `address` into a new directory and write its node.toml.
+
+    flags: further settings by dotted name, kept in the node.toml as well.
+    Raises UserError for wrong input, before anybody is asked, and when the mesh is not the one
+    that was named; UnreachableError when nobody answers.
+    """
+    from shoal.node.join import join_mesh
+
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if (directory / CONFIG_NAME).exists():
+        raise UserError(f"{directory} is a node already; start it with: shoal run {directory}")
+    chosen = load_preset(preset)
+    listen = listen or free_address()
+    wanted = {"node.listen": listen, "node.advertise": advertise, "node.insecure": insecure}
+    load_settings(None, {**chosen.settings, **wanted, **flags})
+    asyncio.run(
+        join_mesh(
+            address,
+            directory,
+            listen=listen,
+            advertise=advertise,
+            data=absolute_source(data),
+            mesh_id=mesh_id,
+            insecure=insecure,
+        )
+    )
+    apply_preset(chosen, directory, flags)
+    return load_settings(directory)
+
+
+def absolute_source(data: str) -> str:
+    """The same text wherever it is named from: a path from here, made absolute."""
+    return data if data.startswith("builtin") else str(Path(data).resolve())
+
+
+def mesh_parameters(preset: Preset, where: str) -> MeshParameters:
+    """The defaults with the preset's [mesh] over them; raises UserError for a bad one."""
+    known = [field.name for field in dataclasses.fields(MeshParameters)]
+    check_names(f"{where}: [mesh] ", preset.mesh, known)
+    parameters = MeshParameters(**preset.mesh)
+    if problems := parameters.problems():
+        raise UserError(f"{where}: [mesh] {problems[0]}")
+    return parameters
+
+
+def read_model_config(path: Path | None) -> dict[str, Any] | None:
+    """A transformers config.json, or None for the default model; raises UserError."""
+    if path is None:
+        return None
+    try:
+        if path.stat().st_size > _MODEL_FILE_BYTES_MAX:
+            raise UserError(f"{path}: larger than 1 MiB, so it is not a model's config.json")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a transformers config.json") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object; name a transformers config.json")
+    return config

@@ -1,0 +1,181 @@
+"""The data path on one screen: what a node does with its data, round after round.
+
+    train -> delta + residual -> compress -> sign -> announce
+    pull -> verify -> decompress -> add                              (node/gossip_driver.py)
+    every E rounds: cut -> root -> attest -> PBFT -> certificate     (node/consensus_driver.py)
+
+The training process never waits for any of this: it makes the steps of round r + 1 while the
+delta of round r is compressed, and folds the new starting point in at a step boundary.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+import torch
+
+from shoal.compression.codec import encode
+from shoal.compression.residual import Residual
+from shoal.compression.select import NonFiniteError, select
+from shoal.gossip.delta import Delta, make_delta
+from shoal.gossip.parameters import EpochParameters, clip_scales
+from shoal.node.genesis import MeshParameters
+from shoal.node.identity import Identity
+from shoal.node.shared_model import SharedModel, Unsaid
+from shoal.node.trainer import RoundResult, TrainerProcess
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class RoundFacts:
+    """What `shoal status` shows of training."""
+
+    state: str = "starting"
+    sequence: int = 0
+    loss: float = 0.0
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    round_seconds: float = 0.0
+    computing_seconds: float = 0.0
+    began_at: float = 0.0
+    ended_at: float = 0.0
+    frame_bytes: int = 0
+    values_kept: int = 0
+    values_dense: int = 0
+    residual_norm: float = 0.0
+    evaluations: dict[int, float] = field(default_factory=dict)
+
+
+class RoundLoop:
+    """Turns finished training rounds into published deltas."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        model: SharedModel,
+        trainer: TrainerProcess,
+        mesh: MeshParameters,
+        step_tokens: int,
+        max_rounds: int,
+        sequence: int,
+        publish: Callable[[Delta], Awaitable[None]],
+    ) -> None:
+        self._identity = identity
+        self._model = model
+        self._trainer = trainer
+        self._mesh = mesh
+        self._step_tokens = step_tokens
+        self._max_rounds = max_rounds
+        self._publish = publish
+        self._ordered = 0
+        self._in_flight = 0
+        self.facts = RoundFacts(sequence=sequence)
+        self.residual = Residual(torch.zeros(model.schema.layout.total), mesh.beta)
+
+    async def run(self) -> None:
+        """Train and publish until `max_rounds` deltas exist; 0 means for ever."""
+        self.facts.state = "waiting for membership"
+        await self._model.wait_until_member(self._identity.node_id)
+        self.facts.state = "training"
+        self.facts.began_at = asyncio.get_running_loop().time()
+        await self._start_from_anchor(0)
+        self._order_round()
+        self._order_round()
+        while self.facts.sequence < (self._max_rounds or math.inf):
+            result = await self._trainer.next_result()
+            self._in_flight -= 1
+            delta = await self._make_delta(result)
+            if delta is not None:
+                await self._publish(delta)
+            await self._start_from_anchor(result.round)
+            self._order_round()
+            self._note(result)
+        self.facts.state = "finished"
+        self.facts.ended_at = asyncio.get_running_loop().time()
+        log.info("training.finished", rounds=self.facts.sequence)
+
+    async def _make_delta(self, result: RoundResult) -> Delta | None:
+        """Residual, selection, compression, signature: the delta of one finished round."""
+        parameters = self._model.parameters
+        try:
+            frame = await self._model.compute(
+                lambda: self._compress(self._trainer.delta_slot(result.round), parameters)
+            )
+        except NonFiniteError:
+            log.error("round.skipped", round=result.round, why="its delta is not finite")
+            await self._model.compute(self.residual.clear)
+            return None
+        self.facts.sequence += 1
+        return make_delta(
+            frame,
+            mesh_id=self._model.mesh_id,
+            sender=self._identity.node_id,
+            sequence=self.facts.sequence,
+            height=parameters.height,
+            steps=result.steps,
+            tokens=result.tokens,
+            sign=self._identity.sign,
+        )
+
+    def _compress(self, delta: torch.Tensor, parameters: EpochParameters) -> bytes:
+        self.residual.absorb(delta)
+        kept = select(self.residual.error, self._model.schema.layout, parameters.kept_per_chunk)
+        self.residual.subtract(kept, clip_scales(parameters, kept))
+        frame = encode(kept)
+        self.facts.frame_bytes += len(frame)
+        self.facts.values_kept += len(kept.indices)
+        self.facts.values_dense += self._model.schema.layout.total
+        self.facts.residual_norm = float(self.residual.error.norm())
+        return frame
+
+    async def _start_from_anchor(self, number: int) -> None:
+        """Give the child its new starting point: the live anchor, less a share of the unsaid."""
+        slot = await self._trainer.weights_slot()
+
+        def fill() -> None:
+            self._model.live.to_weights(out=slot)
+            slot.add_(self.residual.error, alpha=-self._mesh.start_share)
+
+        await self._model.compute(fill)
+        self._trainer.rebase(number)
+
+    def _order_round(self) -> None:
+        if self._max_rounds and self.facts.sequence + self._in_flight >= self._max_rounds:
+            return
+        self._ordered += 1
+        self._in_flight += 1
+        self._trainer.order_round(
+            self._ordered,
+            steps=self._mesh.local_steps,
+            tokens_done=self._model.tokens,
+            step_tokens=self._step_tokens * max(1, len(self._model.parameters.members)),
+        )
+
+    def _note(self, result: RoundResult) -> None:
+        facts = self.facts
+        facts.loss = result.loss
+        facts.tokens += result.tokens
+        facts.computing_seconds += result.seconds
+        facts.round_seconds = result.seconds
+        facts.tokens_per_second = result.tokens / max(result.seconds, 1e-9)
+        log.info(
+            "round.published",
+            round=facts.sequence,
+            loss=round(result.loss, 4),
+            seconds=round(result.seconds, 2),
+        )
+
+    async def say_again(self, unsaid: list[Unsaid]) -> None:
+        """Own deltas that no cut took: what they said goes back into the residual."""
+
+        def restore() -> None:
+            for delta in unsaid:
+                self.residual.restore(delta.sparse, delta.scales)
+
+        if unsaid:
+            log.warning("round.expired", rounds=[delta.header.sequence for delta in unsaid])
+            await self._model.compute(restore)

@@ -1,0 +1,242 @@
+"""The listening side: gRPC servicers turn bytes into checked values and answer from the node.
+
+One port serves Mesh, Inspect, the standard health service and reflection.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn, Protocol
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from shoal.node.bulk import chunks
+from shoal.node.config import is_loopback
+from shoal.node.errors import PeerError, UserError
+from shoal.node.links import Links
+from shoal.node.meters import Meters
+from shoal.node.wire import (
+    MESSAGE_BYTES_MAX,
+    OPERATION_BYTES_MAX,
+    CheckpointParts,
+    Frame,
+    GenesisParts,
+    WantCheckpoint,
+    WantDelta,
+    WantGenesis,
+    make_checkpoint_header,
+    make_genesis_header,
+    parse_fetch,
+)
+from shoal.proto import inspect_pb2, inspect_pb2_grpc, mesh_pb2, mesh_pb2_grpc
+
+log = structlog.get_logger()
+
+# Bounds on what strangers can hold open at once; members need one link and a few transfers each.
+CONCURRENT_CALLS_MAX = 512
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+WATCH_INTERVAL_MS_MIN = 100
+
+
+class Backend(Protocol):
+    """What the servicers ask of the node."""
+
+    mesh_id: bytes
+
+    async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
+        """Return a delta that is held, or None."""
+
+    async def checkpoint(self, height: int) -> tuple[CheckpointParts, bytes] | None:
+        """Return a committed checkpoint (0: the newest) and its anchor, or None."""
+
+    async def genesis(self) -> tuple[GenesisParts, bytes]:
+        """Return the genesis and its anchor."""
+
+    async def submit_join(self, operation: bytes) -> str:
+        """Hand a signed Join to the validators; returns "" or why not."""
+
+    def status(self) -> inspect_pb2.StatusReply:
+        """Return everything that there is to know about this node."""
+
+
+class _ServerPipe:
+    """The accepting end of a stream."""
+
+    def __init__(self, context: "grpc.aio.ServicerContext[Frame, Frame]") -> None:
+        self._context = context
+
+    async def read(self) -> Frame | None:
+        frame = await self._context.read()
+        return frame if isinstance(frame, Frame) else None
+
+    async def write(self, frame: Frame) -> None:
+        await self._context.write(frame)
+
+
+async def _abort(context: Any, code: grpc.StatusCode, why: str) -> NoReturn:
+    await context.abort(code, why)
+    raise AssertionError("abort always raises")
+
+
+class MeshServicer(mesh_pb2_grpc.MeshServicer):
+    """What other members ask for."""
+
+    def __init__(self, backend: Backend, links: Links, meters: Meters) -> None:
+        self._backend = backend
+        self._links = links
+        self._meters = meters
+
+    async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        """Hold a link that a neighbour dialled."""
+        try:
+            await self._links.serve(_ServerPipe(context))
+        except PeerError as error:
+            self._refuse(error.reason)
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except TimeoutError:
+            self._refuse("handshake-timeout")
+            await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no handshake in time")
+        except grpc.aio.UsageError:
+            # The other side hung up while a frame was being written.
+            return
+
+    async def Fetch(
+        self, request: mesh_pb2.FetchRequest, context: Any
+    ) -> AsyncIterator[mesh_pb2.Chunk]:
+        """Stream a delta, a checkpoint or the genesis."""
+        try:
+            want = parse_fetch(request)
+        except PeerError as error:
+            self._refuse(error.reason)
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if not isinstance(want, WantGenesis) and request.mesh_id != self._backend.mesh_id:
+            self._refuse("wrong-mesh")
+            await _abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"wrong mesh: this node is of mesh {self._backend.mesh_id.hex()[:16]}",
+            )
+        async for chunk in self._answer(want, context):
+            self._meters.sent_bytes["bulk"] += len(chunk.data)
+            yield chunk
+
+    async def _answer(
+        self, want: WantDelta | WantCheckpoint | WantGenesis, context: Any
+    ) -> AsyncIterator[mesh_pb2.Chunk]:
+        if isinstance(want, WantDelta):
+            blob = await self._backend.delta_blob(*want.reference)
+            if blob is None:
+                await _abort(context, grpc.StatusCode.NOT_FOUND, "this node does not hold it")
+            data = blob
+        elif isinstance(want, WantCheckpoint):
+            found = await self._backend.checkpoint(want.height)
+            if found is None:
+                await _abort(context, grpc.StatusCode.NOT_FOUND, "this node does not hold it")
+            parts, data = found
+            yield make_checkpoint_header(parts)
+        else:
+            genesis, data = await self._backend.genesis()
+            yield make_genesis_header(genesis)
+        for chunk in chunks(data):
+            yield chunk
+
+    async def Join(self, request: mesh_pb2.JoinRequest, context: Any) -> mesh_pb2.JoinReply:
+        """Hand a request for membership to the validators."""
+        if len(request.operation) > OPERATION_BYTES_MAX:
+            reason = "the request is too long"
+        else:
+            reason = await self._backend.submit_join(request.operation)
+        if reason:
+            self._refuse("join-refused")
+        return mesh_pb2.JoinReply(accepted=not reason, reason=reason)
+
+    def _refuse(self, reason: str) -> None:
+        self._meters.rejected[reason] += 1
+
+
+class InspectServicer(inspect_pb2_grpc.InspectServicer):
+    """What people ask for."""
+
+    def __init__(self, status: Callable[[], inspect_pb2.StatusReply]) -> None:
+        self._status = status
+
+    async def Status(
+        self, request: inspect_pb2.StatusRequest, context: Any
+    ) -> inspect_pb2.StatusReply:
+        """Return this node's state."""
+        return self._status()
+
+    async def Watch(
+        self, request: inspect_pb2.WatchRequest, context: Any
+    ) -> AsyncIterator[inspect_pb2.StatusReply]:
+        """Return this node's state again and again."""
+        interval_ms = max(WATCH_INTERVAL_MS_MIN, request.interval_ms or 1000)
+        while True:
+            yield self._status()
+            await asyncio.sleep(interval_ms / 1000)
+
+
+class Server:
+    """The gRPC server of one node."""
+
+    def __init__(self, backend: Backend, links: Links, meters: Meters) -> None:
+        self._server = grpc.aio.server(
+            options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX
+        )
+        self._health = HealthServicer()
+        mesh_pb2_grpc.add_MeshServicer_to_server(MeshServicer(backend, links, meters), self._server)
+        inspect_pb2_grpc.add_InspectServicer_to_server(
+            InspectServicer(backend.status), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._services = [
+            service.full_name
+            for service in (
+                mesh_pb2.DESCRIPTOR.services_by_name["Mesh"],
+                inspect_pb2.DESCRIPTOR.services_by_name["Inspect"],
+            )
+        ]
+        reflection.enable_server_reflection(
+            (
+                *self._services,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                reflection.SERVICE_NAME,
+            ),
+            self._server,
+        )
+
+    async def start(self, listen: str, *, insecure: bool) -> None:
+        """Listen; raises UserError when the port is taken or the address not allowed."""
+        if not is_loopback(listen) and not insecure:
+            raise UserError(
+                f"{listen} is reachable from other machines and there is no TLS yet; listen on "
+                "127.0.0.1, or set insecure = true under [node] if the network is trusted"
+            )
+        try:
+            self._server.add_insecure_port(listen)
+            await self._server.start()
+        except RuntimeError:
+            raise UserError(
+                f"cannot listen on {listen}: the port is in use or the address is not this "
+                "machine's; stop the other process or set another listen under [node]"
+            ) from None
+        for service in ("", *self._services):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        if not is_loopback(listen):
+            log.warning("listening.insecure", listen=listen, why="no TLS; insecure = true was set")
+
+    async def stop(self) -> None:
+        """Say goodbye to health checks, then close."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace=0.5)

@@ -1,0 +1,356 @@
+"""The shared model as this node knows it: the committed anchor, the live one, what lies between.
+
+    committed(h) = genesis + everything in the cuts 1..h         certified, equal everywhere
+    live         = committed(h) + every valid delta held         what the next round starts from
+
+All arithmetic runs on one thread of its own, so the event loop never waits for torch and two
+changes of an anchor never meet. One lock orders "a delta is added" against "a cut is committed".
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from shoal.compression.codec import SparseDelta, decode, max_frame_bytes
+from shoal.compression.frame import FrameError
+from shoal.gossip.anchor import Anchor
+from shoal.gossip.book import DeltaBook, Settled
+from shoal.gossip.delta import Delta, DeltaHeader, DeltaReference
+from shoal.gossip.errors import DeltaError, GossipError
+from shoal.gossip.parameters import (
+    Contribution,
+    EpochParameters,
+    clip_scales,
+    contribution_of,
+    next_parameters,
+)
+from shoal.gossip.schema import ModelSchema
+from shoal.gossip.settled import SettledState
+from shoal.node.database import Database, StoredDelta
+from shoal.node.genesis import MeshParameters
+from shoal.node.identity import verify
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+# Deltas made under a height that is not committed here yet wait for it; at most so many do.
+WAITING_MAX = 1024
+# Settled deltas stay on disk for so many heights, for those who are behind.
+RETAINED_HEIGHTS = 8
+# (id, shard tokens, share in thousandths) of each member, as the ledger has them.
+Members = Sequence[tuple[bytes, int, int]]
+Cut = Sequence[DeltaReference]
+
+
+class MissingDeltas(Exception):
+    """A cut names deltas that are not held here."""
+
+    def __init__(self, missing: list[DeltaReference]) -> None:
+        super().__init__(f"{len(missing)} deltas of the cut are not here")
+        self.missing = missing
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a cut gives: computed by a proposer, recomputed by everybody else."""
+
+    anchor: Anchor
+    root: bytes
+    parameters: EpochParameters
+    settled: SettledState
+    out_of_range: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaid:
+    """A delta that expired, with the clip factors that its sender subtracted it with."""
+
+    header: DeltaHeader
+    sparse: SparseDelta
+    scales: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    sparse: SparseDelta
+    increments: NDArray[np.int32]
+    parameters: EpochParameters
+
+
+class SharedModel:
+    """Anchors, parameters and the set of deltas of one mesh."""
+
+    def __init__(
+        self,
+        *,
+        me: bytes,
+        mesh_id: bytes,
+        mesh: MeshParameters,
+        committed: Anchor,
+        settled: SettledState,
+        database: Database,
+    ) -> None:
+        self.mesh_id = mesh_id
+        self.mesh = mesh
+        self.committed = committed
+        self.live = committed.copy()
+        self.book = DeltaBook(mesh_id, settled)
+        self._me = me
+        self._database = database
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._waiting: dict[bytes, Delta] = {}
+        self._outcomes: dict[tuple[bytes, ...], Outcome] = {}
+        # Told of every delta that becomes pending, by whatever way it came.
+        self.on_added: Callable[[DeltaHeader], None] = lambda header: None
+
+    @property
+    def schema(self) -> ModelSchema:
+        """The model's tensors."""
+        return self.committed.schema
+
+    @property
+    def height(self) -> int:
+        """The newest committed height whose anchor is here."""
+        return self.book.height
+
+    @property
+    def parameters(self) -> EpochParameters:
+        """The parameters in force: those of the newest committed height."""
+        return self.book.parameters(self.height)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the live anchor has learned from, over all members."""
+        return self.parameters.tokens + sum(header.tokens for header in self.book.pending())
+
+    @property
+    def frame_bytes_max(self) -> int:
+        """No frame of this mesh is longer."""
+        return max_frame_bytes(self.schema.layout, self.parameters.kept_per_chunk)
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """Run `work` on the model's thread, after whatever is queued there."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def wait_until_member(self, member: bytes) -> None:
+        """Wait until the parameters in force name `member`: before that its deltas are refused."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: member in self.parameters.members)
+
+    async def wait_for_change(self) -> None:
+        """Wait until a delta was added or a cut committed."""
+        async with self._changed:
+            await self._changed.wait()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    # --- deltas -------------------------------------------------------------------------------
+
+    def parse(self, blob: bytes) -> Delta:
+        """Cut a delta's blob apart; raises DeltaError."""
+        return Delta.from_bytes(blob, frame_bytes_max=self.frame_bytes_max)
+
+    async def add(self, delta: Delta, *, own: bool = False) -> bool:
+        """Check a delta, keep it for good and add it to the live anchor.
+
+        Returns False when it is pending already, or must wait for a height that is not committed
+        here. Raises GossipError or FrameError where its sender is at fault.
+        """
+        header = delta.header
+        if header.mesh_id == self.mesh_id and header.height > self.height:
+            await self._keep_waiting(delta)
+            return False
+        opened = await self.compute(lambda: self._open(delta))
+        async with self._lock:
+            if not self.book.admit(header):
+                return False
+            await self._store(delta, own=own)
+            await self.compute(lambda: self.live.apply(opened.sparse, opened.increments))
+        self.on_added(header)
+        await self._notify()
+        return True
+
+    async def keep(self, delta: Delta) -> None:
+        """Store a signed delta that is not admitted: a rival, or one that somebody's cut names."""
+        await self.compute(lambda: delta.require_signature(verify))
+        await self._store(delta)
+
+    async def _store(self, delta: Delta, *, own: bool = False) -> None:
+        header = delta.header
+        blob = delta.to_bytes()
+        await self._database.put_delta(
+            StoredDelta(header.sender, header.sequence, header.id, header.height, blob), own=own
+        )
+
+    async def _keep_waiting(self, delta: Delta) -> None:
+        if delta.header.height > self.height + 1 + self.mesh.staleness:
+            raise DeltaError("future", f"made under height {delta.header.height}")
+        await self.compute(lambda: delta.require_signature(verify))
+        if len(self._waiting) < WAITING_MAX:
+            self._waiting[delta.header.id] = delta
+
+    def _open(self, delta: Delta, book: DeltaBook | None = None) -> _Opened:
+        """Verify and decode a delta, and work out its integer steps (on the model's thread)."""
+        parameters = (book or self.book).examine(delta.header)
+        delta.require_signature(verify)
+        sparse = decode(delta.frame, self.schema.layout)
+        if sparse.kept_per_chunk != parameters.kept_per_chunk:
+            raise DeltaError("wrong-density", str(sparse.kept_per_chunk))
+        sender = delta.header.sender
+        increments = parameters.increments(sparse, sender=sender, schema=self.schema)
+        return _Opened(sparse, increments, parameters)
+
+    async def _load(self, reference: DeltaReference) -> Delta | None:
+        blob = await self._database.get_delta(*reference)
+        return self.parse(blob) if blob is not None else None
+
+    async def restore_pending(self) -> None:
+        """After a restart: take up the deltas on disk that no cut has settled."""
+        for stored in await self._database.unsettled_deltas():
+            try:
+                await self.add(self.parse(stored.blob))
+            except (GossipError, FrameError) as error:
+                log.debug("delta.dropped", sequence=stored.sequence, why=error.reason)
+
+    # --- cuts ---------------------------------------------------------------------------------
+
+    async def outcome(self, cut: Cut, basis: Members | EpochParameters) -> Outcome:
+        """Return what `cut` gives as the next height: anchor, root, next parameters.
+
+        The next parameters follow from the next epoch's members; where they are certified
+        already they are given instead. Raises MissingDeltas where some of the cut is not here,
+        GossipError or FrameError where one of its deltas may not be in it.
+        """
+        key = (self.book.settled.digest, repr(basis).encode(), *(e.delta_id for e in cut))
+        if key in self._outcomes:
+            return self._outcomes[key]
+        # Taken together, before the first await: a commit may come while this is worked out.
+        base, committed = DeltaBook(self.mesh_id, self.book.settled), self.committed
+        deltas = []
+        missing = []
+        for reference in cut:
+            delta = await self._load(reference)
+            if delta is None:
+                missing.append(reference)
+            else:
+                deltas.append(delta)
+        if missing:
+            raise MissingDeltas(missing)
+        outcome = await self.compute(lambda: self._work_out(base, committed, deltas, basis))
+        self._outcomes = {key: outcome}
+        return outcome
+
+    def _work_out(
+        self,
+        base: DeltaBook,
+        committed: Anchor,
+        deltas: list[Delta],
+        basis: Members | EpochParameters,
+    ) -> Outcome:
+        anchor = committed.copy()
+        contributions: list[Contribution] = []
+        for delta in deltas:
+            opened = self._open(delta, base)
+            anchor.apply(opened.sparse, opened.increments)
+            contributions.append(
+                contribution_of(
+                    delta.header,
+                    opened.sparse,
+                    parameters=opened.parameters,
+                    schema=self.schema,
+                    load=lambda frame=delta.frame: decode(frame, self.schema.layout),  # type: ignore[misc]
+                )
+            )
+        parameters = (
+            basis
+            if isinstance(basis, EpochParameters)
+            else next_parameters(
+                base.parameters(base.height),
+                contributions,
+                basis,
+                self.schema,
+                clip_factor=self.mesh.clip_factor,
+            )
+        )
+        return Outcome(
+            anchor=anchor,
+            root=anchor.root(),
+            parameters=parameters,
+            settled=base.settled.after((d.header.key for d in deltas), parameters),
+            out_of_range=anchor.out_of_range(),
+        )
+
+    async def commit(self, cut: Cut, outcome: Outcome) -> list[Unsaid]:
+        """Make `outcome` the committed state; returns own deltas that expired by it."""
+        async with self._lock:
+            before = {epoch.height: epoch for epoch in self.book.settled.epochs}
+            settled = self.book.commit(cut, outcome.parameters)
+            return await self._settle(outcome, settled, before)
+
+    async def adopt(self, anchor: Anchor, settled: SettledState) -> None:
+        """Jump to a certified later state that was fetched whole."""
+        async with self._lock:
+            headers = self.book.pending()
+            self.book = DeltaBook.restore(self.mesh_id, settled, headers)
+            self.committed = anchor
+            await self._rebuild_live()
+            kept = {header.id for header in self.book.pending()}
+            gone = [header.id for header in headers if header.id not in kept]
+            await self._database.settle_deltas(gone, self.height, self.height - RETAINED_HEIGHTS)
+        await self._take_up_waiting()
+        await self._notify()
+
+    async def _settle(
+        self, outcome: Outcome, settled: Settled, before: dict[int, EpochParameters]
+    ) -> list[Unsaid]:
+        self.committed = outcome.anchor
+        await self._rebuild_live()
+        unsaid = []
+        for header in settled.expired:
+            delta = await self._load(header.reference)
+            if header.sender == self._me and delta is not None:
+                sparse = await self.compute(
+                    lambda frame=delta.frame: decode(frame, self.schema.layout)  # type: ignore[misc]
+                )
+                scales = clip_scales(before[header.height], sparse)
+                unsaid.append(Unsaid(header, sparse, scales))
+        done = [header.id for header in (*settled.included, *settled.expired)]
+        await self._database.settle_deltas(done, self.height, self.height - RETAINED_HEIGHTS)
+        return unsaid
+
+    async def after_commit(self) -> None:
+        """Take up what waited for this height, and tell whoever waits for a change."""
+        await self._take_up_waiting()
+        await self._notify()
+
+    async def _rebuild_live(self) -> None:
+        deltas = [await self._load(header.reference) for header in self.book.pending()]
+
+        def work() -> Anchor:
+            live = self.committed.copy()
+            for delta in deltas:
+                assert delta is not None, "a pending delta is on the disk"
+                opened = self._open(delta)
+                live.apply(opened.sparse, opened.increments)
+            return live
+
+        self.live = await self.compute(work)
+
+    async def _take_up_waiting(self) -> None:
+        ready = [d for d in self._waiting.values() if d.header.height <= self.height]
+        for delta in ready:
+            del self._waiting[delta.header.id]
+            try:
+                await self.add(delta)
+            except (GossipError, FrameError) as error:
+                log.info("delta.refused", why=str(error))

@@ -1,0 +1,188 @@
+"""Everything that a node tells about itself, gathered into one StatusReply.
+
+Reads, never waits: it runs on the event loop for whoever asks.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+import psutil
+
+from shoal import __version__
+from shoal.consensus.quorum import quorum
+from shoal.node.config import Settings, is_loopback
+from shoal.node.consensus_driver import ConsensusDriver
+from shoal.node.genesis import Genesis
+from shoal.node.gossip_driver import GossipDriver
+from shoal.node.links import Links
+from shoal.node.meters import LoopLag, Meters
+from shoal.node.round import RoundFacts
+from shoal.node.shared_model import SharedModel
+from shoal.proto import inspect_pb2
+from shoal.proto.inspect_pb2 import StatusReply
+
+__all__ = ["CheckpointFacts", "NodeState", "StatusReply", "status_reply"]
+
+CHECKPOINTS_SHOWN = 64
+
+
+@dataclass(slots=True)
+class CheckpointFacts:
+    """One committed checkpoint as `shoal status` shows it."""
+
+    height: int
+    round: int
+    root: bytes
+    record: bytes
+    signatures: int
+    view: int
+    deltas: int
+    tokens: int
+    materialised: bool = False
+
+
+@dataclass(slots=True)
+class NodeState:
+    """The parts of a running node that status is made from."""
+
+    settings: Settings
+    genesis: Genesis
+    node_id: bytes
+    meters: Meters
+    lag: LoopLag
+    links: Links
+    model: SharedModel
+    consensus: ConsensusDriver
+    gossip: GossipDriver
+    facts: RoundFacts = field(default_factory=RoundFacts)
+    device: str = ""
+    shard_tokens: int = 0
+    checkpoints: dict[int, CheckpointFacts] = field(default_factory=dict)
+
+    def remember(self, facts: CheckpointFacts) -> None:
+        """Keep a checkpoint's facts, the newest ones only."""
+        known = self.checkpoints.get(facts.height)
+        if known is not None:
+            facts.materialised = facts.materialised or known.materialised
+        self.checkpoints[facts.height] = facts
+        for height in sorted(self.checkpoints)[:-CHECKPOINTS_SHOWN]:
+            del self.checkpoints[height]
+
+
+def status_reply(state: NodeState) -> StatusReply:
+    """Return the node's state as it is now."""
+    settings, replica = state.settings, state.consensus.replica
+    p50, p99, worst = state.lag.quantiles_ms()
+    validator = state.node_id in state.genesis.validators
+    member = state.node_id in replica.ledger.members
+    rejected = state.meters.rejected + Counter(state.consensus.refused())
+    return StatusReply(
+        node=settings.node.name,
+        node_id=state.node_id.hex(),
+        mesh_id=state.genesis.mesh_id.hex(),
+        version=__version__,
+        uptime_seconds=state.meters.uptime_seconds(),
+        address=settings.node.advertised,
+        insecure=not is_loopback(settings.node.listen),
+        role="validator" if validator else "member" if member else "joining",
+        training=_training(state),
+        gossip=_gossip(state),
+        consensus=_consensus(state),
+        checkpoints=[_checkpoint(state, height) for height in sorted(state.checkpoints)],
+        peers=_peers(state),
+        event_loop=inspect_pb2.Loop(lag_p50_ms=p50, lag_p99_ms=p99, lag_max_ms=worst),
+        rejected=dict(rejected),
+        sent_bytes=dict(state.meters.sent_bytes),
+        received_bytes=dict(state.meters.received_bytes),
+        resident_memory_bytes=psutil.Process().memory_info().rss,
+    )
+
+
+def _training(state: NodeState) -> inspect_pb2.Training:
+    facts, settings = state.facts, state.settings
+    elapsed = asyncio.get_running_loop().time() - facts.began_at if facts.began_at else 0.0
+    if facts.ended_at:
+        elapsed = facts.ended_at - facts.began_at
+    return inspect_pb2.Training(
+        state=facts.state,
+        device=state.device,
+        parameters=state.model.schema.layout.total,
+        round=facts.sequence,
+        max_rounds=settings.train.max_rounds,
+        local_steps=state.genesis.parameters.local_steps,
+        loss=facts.loss,
+        tokens_per_second=facts.tokens_per_second,
+        tokens=facts.tokens,
+        shard_tokens=state.shard_tokens,
+        computing_share=min(1.0, facts.computing_seconds / elapsed) if elapsed else 0.0,
+        residual_norm=facts.residual_norm,
+    )
+
+
+def _gossip(state: NodeState) -> inspect_pb2.Gossip:
+    facts, parameters = state.facts, state.model.parameters
+    return inspect_pb2.Gossip(
+        pending_deltas=len(state.model.book.pending()),
+        missing_deltas=state.gossip.missing,
+        bits_per_kept_value=8 * facts.frame_bytes / max(1, facts.values_kept),
+        compression_vs_fp32=4 * facts.values_dense / max(1, facts.frame_bytes),
+        alpha=parameters.alpha,
+        kept_per_chunk=parameters.kept_per_chunk,
+        weight=dict(parameters.weights).get(state.node_id, 0.0),
+    )
+
+
+def _consensus(state: NodeState) -> inspect_pb2.Consensus:
+    replica = state.consensus.replica
+    seen = replica.inspect()
+    validators = len(state.genesis.validators)
+    return inspect_pb2.Consensus(
+        epoch=seen.epoch,
+        view=seen.view,
+        view_active=seen.active,
+        last_executed=seen.executed,
+        low_watermark=seen.low,
+        validators=validators,
+        quorum=quorum(validators),
+        byzantine_tolerance=seen.faults_tolerated,
+        members=len(replica.ledger.members),
+        pending_operations=seen.pending,
+    )
+
+
+def _checkpoint(state: NodeState, height: int) -> inspect_pb2.Checkpoint:
+    facts = state.checkpoints[height]
+    return inspect_pb2.Checkpoint(
+        height=facts.height,
+        round=facts.round,
+        root=facts.root.hex(),
+        signatures=facts.signatures,
+        view=facts.view,
+        deltas=facts.deltas,
+        held_out_loss=state.facts.evaluations.get(height, 0.0),
+        tokens=facts.tokens,
+        record=facts.record.hex(),
+        materialised=facts.materialised,
+    )
+
+
+def _peers(state: NodeState) -> list[inspect_pb2.Peer]:
+    newest: dict[bytes, int] = {}
+    for member, (contiguous, bitmap) in state.model.book.summary().items():
+        newest[member] = contiguous + int.from_bytes(bitmap, "little").bit_length()
+    return [
+        inspect_pb2.Peer(
+            node_id=peer.hex(),
+            address=record.address,
+            state=record.state,
+            round_trip_ms=record.round_trip_ms,
+            sent_bytes=record.sent_bytes,
+            received_bytes=record.received_bytes,
+            last_sequence=newest.get(peer, 0),
+            validator=peer in state.genesis.validators,
+            last_error=record.last_error,
+            committed_height=record.committed_height,
+        )
+        for peer, record in sorted(state.links.peers.items())
+    ]

@@ -1,0 +1,217 @@
+"""The parent's end of the training process.
+
+Training runs in a child process at low priority, so that the event loop answers while all cores
+multiply matrices. Control goes over its stdin and stdout as JSON lines; tensors lie in memory
+that both map: an unlinked temporary file whose descriptor the child inherits. Nothing is pickled,
+and nothing is left behind when either side is killed.
+
+The child never waits for the parent: the next round is ordered while the current one runs, and a
+new starting point is folded in at a step boundary (`rebase`), keeping the steps made since.
+"""
+
+import asyncio
+import json
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+
+from shoal.node.errors import UserError
+
+log = structlog.get_logger()
+
+SLOT_WEIGHTS_IN = 0
+SLOT_DELTAS_OUT = (1, 2)
+SLOT_EVALUATE_IN = 3
+SLOTS = 4
+LINE_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What one round of local steps gave; the delta lies in the child's slot `round % 2`."""
+
+    round: int
+    loss: float
+    steps: int
+    tokens: int
+    seconds: float
+
+
+class TrainingFailed(Exception):
+    """The training process ended or reported an error; the message is one line."""
+
+
+class SharedTensors:
+    """Slots of `parameters` float32 values each, in memory that a child can map."""
+
+    def __init__(self, parameters: int) -> None:
+        # It has no name from the start, so nothing can be left behind; close() ends it.
+        self._file = tempfile.TemporaryFile(  # noqa: SIM115
+            prefix="shoal-", dir=_memory_directory()
+        )
+        size = SLOTS * parameters * 4
+        self._file.truncate(size)
+        self._map = mmap.mmap(self._file.fileno(), size)
+        values = torch.frombuffer(self._map, dtype=torch.float32)
+        self.slots: list[torch.Tensor] = list(values.view(SLOTS, parameters).unbind())
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor to hand to the child."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Forget the memory; it is freed when the child has let go of it too."""
+        self.slots = []
+        self._file.close()
+
+
+def _memory_directory() -> str | None:
+    # A memory file system where there is one: a page that never touches a disk.
+    return "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
+
+
+class TrainerProcess:
+    """Starts, commands and ends the training process."""
+
+    def __init__(self, parameters: int) -> None:
+        self.memory = SharedTensors(parameters)
+        self.ready: dict[str, Any] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._rounds: asyncio.Queue[RoundResult | TrainingFailed] = asyncio.Queue()
+        self._evaluations: dict[str, asyncio.Future[float]] = {}
+        self._rebased = asyncio.Event()
+        self._rebased.set()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self, configuration: Mapping[str, Any]) -> None:
+        """Start the child and wait until it has built its model and read its data.
+
+        Raises UserError with the child's own line where the configuration or the data is wrong.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "shoal.training.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=(self.memory.descriptor,),
+            limit=LINE_BYTES_MAX,
+            # Ctrl-C on a terminal reaches the whole group; the child ends when its stdin does.
+            start_new_session=True,
+        )
+        self._send(
+            {"cmd": "configure", **configuration, "memory_fd": self.memory.descriptor},
+        )
+        event = await self._read_event()
+        if event is None or event.get("event") != "ready":
+            message = (event or {}).get("message", "the training process ended at once")
+            await self.stop()
+            raise UserError(f"training cannot start: {message}")
+        self.ready = event
+        self._reader = asyncio.create_task(self._read_events(), name="trainer-events")
+
+    def order_round(self, number: int, *, steps: int, tokens_done: int, step_tokens: int) -> None:
+        """Queue a round; call it again before the round ends and the child never idles."""
+        self._send(
+            {
+                "cmd": "round",
+                "round": number,
+                "steps": steps,
+                "tokens_done": tokens_done,
+                "tokens_per_step": step_tokens,
+            }
+        )
+
+    async def next_result(self) -> RoundResult:
+        """Wait for the next finished round; raises TrainingFailed."""
+        result = await self._rounds.get()
+        if isinstance(result, TrainingFailed):
+            self._rounds.put_nowait(result)
+            raise result
+        return result
+
+    def delta_slot(self, number: int) -> torch.Tensor:
+        """Return where the delta of round `number` lies until round `number + 2` ends."""
+        return self.memory.slots[SLOT_DELTAS_OUT[number % 2]]
+
+    async def weights_slot(self) -> torch.Tensor:
+        """Wait until the child has read the last weights, then return the slot to fill anew."""
+        await self._rebased.wait()
+        return self.memory.slots[SLOT_WEIGHTS_IN]
+
+    def rebase(self, number: int) -> None:
+        """Tell the child that the weights slot holds its new starting point.
+
+        `number` is the newest round whose delta those weights account for.
+        """
+        self._rebased.clear()
+        self._send({"cmd": "rebase", "round": number})
+
+    def evaluation_slot(self) -> torch.Tensor:
+        """Return where the weights to evaluate go."""
+        return self.memory.slots[SLOT_EVALUATE_IN]
+
+    async def evaluate(self, tag: str) -> float:
+        """Return the held-out loss (nats per token) of the evaluation slot, between rounds."""
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._evaluations[tag] = future
+        self._send({"cmd": "evaluate", "tag": tag})
+        return await future
+
+    async def stop(self) -> None:
+        """End the child: politely, then firmly."""
+        process = self._process
+        if process is None:
+            return
+        if process.stdin is not None and not process.stdin.is_closing():
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), timeout=5)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if self._reader is not None:
+            await self._reader
+        self.memory.close()
+
+    def _send(self, command: Mapping[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+
+    async def _read_event(self) -> dict[str, Any] | None:
+        assert self._process is not None and self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        return json.loads(line) if line else None
+
+    async def _read_events(self) -> None:
+        failure = "the training process ended unexpectedly"
+        while (event := await self._read_event()) is not None:
+            kind = event.pop("event")
+            if kind == "round":
+                self._rounds.put_nowait(RoundResult(**event))
+            elif kind == "rebased":
+                self._rebased.set()
+            elif kind == "evaluated":
+                future = self._evaluations.pop(event["tag"], None)
+                if future is not None and not future.done():
+                    future.set_result(float(event["loss"]))
+            elif kind == "error":
+                failure = str(event["message"])
+            else:
+                raise AssertionError(f"the training process said {kind!r}")
+        self._rebased.set()
+        self._rounds.put_nowait(TrainingFailed(failure))
+        for future in self._evaluations.values():
+            if not future.done():
+                future.set_exception(TrainingFailed(failure))

@@ -1,0 +1,92 @@
+"""What a member's deltas count for."""
+
+import random
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.gossip.weights import Member, objective_weights
+from tests.gossip.builders import member
+
+
+def weights(entries: list[tuple[int, int]], tokens: dict[int, int] | None = None) -> list[float]:
+    """Weights of members 1, 2 ... given as (shard tokens, share permille)."""
+    listed = [Member(member(n), *entry) for n, entry in enumerate(entries, start=1)]
+    result = objective_weights(listed, {member(n): t for n, t in (tokens or {}).items()})
+    assert [who for who, _ in result] == [entry.member for entry in listed]
+    return [weight for _, weight in result]
+
+
+def test_equal_members_count_alike() -> None:
+    assert weights([(5, 1000)] * 4) == [0.25] * 4
+
+
+def test_more_data_counts_for_more() -> None:
+    assert weights([(100, 1000), (300, 1000)]) == [0.25, 0.75]
+
+
+def test_a_node_that_gives_half_of_its_resources_counts_double_per_delta() -> None:
+    assert weights([(100, 500), (100, 1000)]) == [2 / 3, 1 / 3]
+
+
+def test_a_node_that_trained_three_times_as_much_counts_a_third_per_delta() -> None:
+    assert weights([(100, 1000), (100, 1000)], {1: 300, 2: 100}) == [0.25, 0.75]
+
+
+def test_silent_members_count_as_of_average_speed() -> None:
+    assert weights([(10, 1000)] * 4, {1: 50, 2: 50}) == [0.25] * 4
+    # Mean of those that trained: 100, so the fast one has C = 1.5 and the slow one 0.5.
+    found = weights([(10, 1000)] * 3, {1: 150, 2: 50})
+    ratios = [1 / 1.5, 1 / 0.5, 1.0]
+    assert found == pytest.approx([ratio / sum(ratios) for ratio in ratios], rel=1e-15)
+
+
+def test_a_shard_of_absurd_size_buys_no_more_than_three_shares() -> None:
+    found = weights([(2**63, 1000)] + [(1000, 1000)] * 9)
+    assert found[0] == 3 / 10
+    assert found[1:] == pytest.approx([0.7 / 9] * 9, rel=1e-15)
+
+
+def test_two_liars_are_both_capped() -> None:
+    found = weights([(2**63, 1000), (2**60, 1000)] + [(1000, 1000)] * 10)
+    assert found[:2] == [0.25, 0.25]
+    assert found[2:] == pytest.approx([0.05] * 10, rel=1e-15)
+
+
+def test_zeros_in_the_member_list_are_the_smallest_share_not_a_failure() -> None:
+    assert weights([(0, 0), (1, 1)]) == [0.5, 0.5]
+
+
+entry = st.tuples(st.integers(1, 2**63), st.integers(1, 1000))
+
+
+@given(st.lists(entry, min_size=1, max_size=40), st.data())
+def test_weights_are_a_capped_distribution(
+    entries: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    count = len(entries)
+    tokens = data.draw(st.dictionaries(st.integers(1, count), st.integers(1, 2**50)))
+    found = weights(entries, tokens)
+    assert sum(map(Fraction, found)) == pytest.approx(1, abs=1e-14)
+    assert all(0 < weight <= 1 for weight in found)
+    assert max(found) <= 3 / count * (1 + 1e-15) or count < 3
+    active = {n: t for n, t in tokens.items() if t}
+    mean = Fraction(sum(active.values()), len(active)) if active else Fraction(1)
+    raw = [
+        Fraction(shard * 1000, share) * (mean / active[n] if n in active else 1)
+        for n, (shard, share) in enumerate(entries, start=1)
+    ]
+    # Whoever is below the cap has his exact proportion to everybody else below it.
+    free = [n for n in range(count) if found[n] < 3 / count]
+    for first, second in pairwise(free):
+        assert found[first] / found[second] == pytest.approx(float(raw[first] / raw[second]))
+
+
+@given(st.lists(entry, min_size=2, max_size=20), st.integers(0, 2**32))
+def test_the_order_of_the_list_does_not_matter(entries: list[tuple[int, int]], seed: int) -> None:
+    listed = [Member(member(n), *entry) for n, entry in enumerate(entries, start=1)]
+    shuffled = random.Random(seed).sample(listed, len(listed))
+    assert objective_weights(shuffled, {}) == objective_weights(listed, {})

@@ -1,0 +1,120 @@
+"""Making a mesh or joining one: what is refused before anything is written or anybody asked."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shoal.node.errors import UnreachableError, UserError
+from shoal.node.genesis import MeshParameters
+from shoal.node.ports import free_address, free_ports
+from shoal.node.presets import Preset
+from shoal.node.provision import (
+    join_and_configure,
+    make_mesh,
+    mesh_parameters,
+    read_model_config,
+)
+
+
+def join(directory: Path, address: str = "127.0.0.1:1", **changes: object) -> None:
+    arguments: dict[str, object] = {
+        "mesh_id": None,
+        "data": "builtin:0/1",
+        "listen": None,
+        "advertise": "",
+        "insecure": False,
+        "preset": None,
+        "flags": {},
+    }
+    join_and_configure(address, directory, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def make(directory: Path, **changes: object) -> None:
+    arguments: dict[str, object] = {
+        "nodes": 2,
+        "host": "127.0.0.1",
+        "port": 7400,
+        "data": "builtin",
+        "model": None,
+        "seed": 0,
+        "preset": None,
+    }
+    make_mesh(directory, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def test_a_mesh_is_never_made_over_another(tmp_path: Path) -> None:
+    (tmp_path / "node1").mkdir()
+    with pytest.raises(UserError, match="holds a mesh already"):
+        make(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["node1"]
+
+
+def test_ports_must_fit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="65536"):
+        make(tmp_path, port=65535)
+
+
+def test_a_node_does_not_join_twice(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").touch()
+    with pytest.raises(UserError, match=f"shoal run {tmp_path}"):
+        join(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"address": "nowhere"}, "not host:port"),
+        ({"listen": "0.0.0.0:7400"}, "insecure = true"),
+        ({"advertise": "me"}, "not host:port"),
+        ({"flags": {"train.bach": 4}}, "did you mean train.batch?"),
+        ({"mesh_id": "abc"}, "64 hexadecimal digits"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected.replace("?", r"\?")):
+        join(tmp_path / "fifth", **changes)  # type: ignore[arg-type]
+    assert not (tmp_path / "fifth").exists()
+
+
+def test_nobody_at_the_address_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="no node answers"):
+        join(tmp_path / "fifth")
+    assert not (tmp_path / "fifth").exists()
+
+
+def test_a_presets_mesh_table_becomes_the_meshs_parameters() -> None:
+    parameters = mesh_parameters(Preset(mesh={"local_steps": 32}, settings={}), "wan.toml")
+    assert parameters == MeshParameters(local_steps=32)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"),
+    [({"local_step": 3}, "did you mean local_steps?"), ({"local_steps": 0}, "local_steps must be")],
+)
+def test_a_wrong_mesh_table_is_one_line(mesh: dict[str, object], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        mesh_parameters(Preset(mesh=mesh, settings={}), "wan.toml")
+    assert "wan.toml" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_a_models_configuration_is_a_json_object(tmp_path: Path) -> None:
+    assert read_model_config(None) is None
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "llama"}))
+    assert read_model_config(path) == {"model_type": "llama"}
+    for text, expected in (("[1]", "not a JSON object"), ("{", "not valid JSON")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=expected):
+            read_model_config(path)
+    with pytest.raises(UserError, match="No such file"):
+        read_model_config(tmp_path / "missing.json")
+
+
+def test_free_ports_are_different_and_can_be_used() -> None:
+    ports = free_ports(8)
+    assert len(set(ports)) == 8
+    assert free_address().startswith("127.0.0.1:74")

@@ -1,0 +1,135 @@
+"""One simulated machine: a durable table of rows, a process that may be gone, and a trainer.
+
+The process is a real Replica and a real Attestor, wired as the daemon wires them. The trainer is
+a few lines that answer Propose and Check after a while, and that know, as a real one would by
+computing it, which anchor root is right.
+"""
+
+import hashlib
+
+from shoal.consensus.attest import Attestor, AttestorConfig
+from shoal.consensus.effects import (
+    AttestorEvent,
+    Committed,
+    Decided,
+    Effect,
+    Propose,
+    Received,
+    Restored,
+    Started,
+    Submitted,
+    TimerFired,
+)
+from shoal.consensus.ledger import Executed, Ledger
+from shoal.consensus.messages import is_attestation
+from shoal.consensus.records import Checkpoint, CheckpointRecord, CutEntry
+from shoal.consensus.replica import Replica
+from shoal.consensus.state import Config
+from shoal.consensus.validators import Sign, Verify
+
+
+def right_root(mesh_id: bytes, parent: bytes, height: int, attempt: int) -> bytes:
+    """What every honest trainer computes for this candidate."""
+    return hashlib.sha256(mesh_id + parent + bytes([height % 256, attempt % 256])).digest()
+
+
+class SimulatedNode:
+    """`rows` and `applied` survive a crash, and nothing else does."""
+
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        genesis: Ledger,
+        *,
+        attempt_ms: int,
+        sign: Sign,
+        verify: Verify,
+    ) -> None:
+        self.index = index
+        self.config = config
+        self.attempt_ms = attempt_ms
+        self.genesis = genesis
+        self.sign = sign
+        self.verify = verify
+        self.rows: dict[str, bytes] = {}
+        self.applied = 0
+        self.incarnation = 0
+        self.replica: Replica | None = None
+        self.attestor: Attestor | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.replica is not None
+
+    def crash(self) -> None:
+        self.replica = self.attestor = None
+        self.incarnation += 1
+
+    def boot(self, now_ms: int) -> list[tuple[str, list[Effect]]]:
+        """Start the process from the rows; effects come by the machine that they are from."""
+        self.replica = Replica.restore(
+            self.config, self.genesis, self.rows, sign=self.sign, verify=self.verify
+        )
+        self.attestor = Attestor(
+            AttestorConfig(
+                validators=self.config.validators, me=self.config.me, attempt_ms=self.attempt_ms
+            ),
+            self.rows,
+            sign=self.sign,
+            verify=self.verify,
+        )
+        effects = self.replica.step(now_ms, Started(self.applied))
+        ledger = self.replica.ledger
+        more = self.attestor.step(now_ms, Committed(ledger.height, ledger.record_digest))
+        return [("replica", effects), ("attestor", more)]
+
+    def receive(self, now_ms: int, sender: bytes, data: bytes) -> tuple[str, list[Effect]]:
+        assert self.replica is not None and self.attestor is not None
+        if is_attestation(data):
+            return "attestor", self.attestor.step(now_ms, Received(sender, data))
+        return "replica", self.replica.step(now_ms, Received(sender, data))
+
+    def fire(self, now_ms: int, machine: str, name: str) -> tuple[str, list[Effect]]:
+        assert self.replica is not None and self.attestor is not None
+        if machine == "attestor":
+            return machine, self.attestor.step(now_ms, TimerFired(name))
+        return machine, self.replica.step(now_ms, TimerFired(name))
+
+    def submit(self, now_ms: int, operation: bytes) -> tuple[str, list[Effect]]:
+        assert self.replica is not None
+        return "replica", self.replica.step(now_ms, Submitted(operation))
+
+    def attest(self, now_ms: int, event: AttestorEvent) -> tuple[str, list[Effect]]:
+        assert self.attestor is not None
+        return "attestor", self.attestor.step(now_ms, event)
+
+    def applied_checkpoint(self, effect: Decided | Restored) -> Committed | None:
+        """Note durably what was dealt with; what the attestor has to hear about it, if anything."""
+        if isinstance(effect, Restored):
+            self.applied = effect.ledger.sequence
+            return Committed(effect.ledger.height, effect.ledger.record_digest)
+        self.applied = max(self.applied, effect.sequence)
+        operation = effect.operation
+        if isinstance(operation, Checkpoint) and isinstance(effect.result, Executed):
+            return Committed(operation.record.height, operation.record.digest)
+        return None
+
+    def build_record(self, effect: Propose) -> CheckpointRecord:
+        mesh_id = self.config.validators.mesh_id
+        cut = (CutEntry(self.config.me, effect.height, hashlib.sha256(effect.parent).digest()),)
+        return CheckpointRecord(
+            mesh_id=mesh_id,
+            height=effect.height,
+            parent=effect.parent,
+            round=effect.height,
+            proposer=self.config.me,
+            attempt=effect.attempt,
+            anchor_root=right_root(mesh_id, effect.parent, effect.height, effect.attempt),
+            cut=cut,
+            parameters=b"parameters",
+        )
+
+    def is_right(self, record: CheckpointRecord) -> bool:
+        expected = right_root(record.mesh_id, record.parent, record.height, record.attempt)
+        return record.anchor_root == expected

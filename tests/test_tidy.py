@@ -1,0 +1,169 @@
+"""The style guide as a test: who may import whom, how long things may be, nothing unsafe, no dead
+links in the package, no unfinished work."""
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("proto", "compression", "gossip", "consensus", "training", "node")
+ALLOWED = {
+    "proto": {"proto"},
+    "compression": set(),
+    "gossip": {"compression"},
+    "consensus": set(),
+    "training": set(),
+    "node": {"proto", "compression", "gossip", "consensus", "training"},
+}
+FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 400
+# Files that may see protobuf's generated classes: the translation layer and the two ends.
+PROTO_USERS = {
+    "node/wire.py",
+    "node/server.py",
+    "node/bulk.py",
+    "node/links.py",
+    "node/status.py",
+    "node/join.py",
+    "node/inspect_client.py",
+    "node/views.py",
+    "node/demo.py",
+}
+UNSAFE_NAMES = {"eval", "exec"}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if "_pb2" not in path.name and ".venv" not in path.parts:
+                yield path
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name the whole module path"
+            module = node.module or ""
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def folder_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "shoal" and len(parts) > 1 and parts[1] in FOLDERS else None
+
+
+ALL_SOURCES = [*sources(*FOLDERS)]
+EVERYTHING = [*ALL_SOURCES, *sources("tests", "benchmarks", "scripts")]
+
+
+@pytest.mark.parametrize("path", ALL_SOURCES, ids=relative)
+def test_imports_point_one_way(path: Path) -> None:
+    folder = relative(path).split("/")[0]
+    for module in imported_modules(ast.parse(path.read_text())):
+        target = folder_of(module)
+        if target is not None and target != folder:
+            assert target in ALLOWED[folder], f"{relative(path)} may not import {module}"
+        if target == "proto":
+            assert relative(path) in PROTO_USERS, f"{relative(path)} may not see protobuf"
+
+
+@pytest.mark.parametrize("path", [*sources("consensus")], ids=relative)
+def test_consensus_needs_only_the_standard_library(path: Path) -> None:
+    for module in imported_modules(ast.parse(path.read_text())):
+        top = module.split(".")[0]
+        assert top == "shoal" or top in sys.stdlib_module_names, f"{module} is not in the library"
+
+
+@pytest.mark.parametrize("path", [*sources("compression", "gossip", "consensus")], ids=relative)
+def test_the_cores_have_no_clock_no_chance_and_no_io(path: Path) -> None:
+    banned = {"time", "random", "secrets", "asyncio", "socket", "os", "pathlib", "datetime"}
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                # `random.Random` as the type of an argument is how chance comes in.
+                assert alias.name not in banned - {"random"}, f"{alias.name} in {relative(path)}"
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "") not in banned - {"random"}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            if isinstance(owner, ast.Name) and owner.id == "random":
+                raise AssertionError(f"global randomness in {relative(path)}:{node.lineno}")
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=relative)
+def test_nothing_is_too_long(path: Path) -> None:
+    text = path.read_text()
+    lines = text.count("\n")
+    assert lines <= FILE_LINES_MAX, f"{relative(path)} has {lines} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= FUNCTION_LINES_MAX, (
+                f"{relative(path)}:{node.lineno} {node.name} has {length} lines"
+            )
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=relative)
+def test_nothing_runs_code_that_came_from_outside(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for module in imported_modules(tree):
+        assert module.split(".")[0] not in UNSAFE_MODULES, f"{module} in {relative(path)}"
+        assert module not in {"torch.load", "torch.save"}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Name):
+            assert function.id not in UNSAFE_NAMES, f"{function.id} in {relative(path)}"
+        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+            name = f"{function.value.id}.{function.attr}"
+            assert name not in {"torch.load", "torch.save", "yaml.load"}, name
+        assert not any(word.arg == "allow_pickle" for word in node.keywords)
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=relative)
+def test_every_file_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{relative(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", ALL_SOURCES, ids=relative)
+def test_public_functions_are_documented(path: Path) -> None:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+            assert ast.get_docstring(node), f"{relative(path)}: {node.name} says nothing"
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=relative)
+def test_no_work_is_left_for_later(path: Path) -> None:
+    if path.name == "test_tidy.py":
+        return
+    found = re.search(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b", path.read_text())
+    assert not found, f"{found and found[0]} in {relative(path)}"
+
+
+def test_the_package_is_links_to_the_root_folders() -> None:
+    for folder in FOLDERS:
+        link = ROOT / "src" / "shoal" / folder
+        assert link.is_symlink()
+        assert os.readlink(link) == f"../../{folder}"
+        # A regular package named `compression` would hide the standard library's (3.14).
+        assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_no_folder_hides_a_module_of_the_standard_library() -> None:
+    shadows = {"gzip.py", "zlib.py", "bz2.py", "lzma.py", "zstd.py"}
+    assert not shadows & {path.name for path in (ROOT / "compression").iterdir()}

@@ -1,0 +1,180 @@
+"""The training process, spoken to as the node does."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.training.worker_process import (
+    EVALUATE_IN,
+    WEIGHTS_IN,
+    WorkerProcess,
+    started_worker,
+    tiny_settings,
+    tiny_weights,
+)
+
+# A node without anything but its training process, which it puts to work for ever. It says the
+# child's process id, and then waits to be killed.
+NODE = """
+import json, subprocess, sys, tempfile
+commands, size = json.loads(sys.argv[1]), int(sys.argv[2])
+memory = tempfile.TemporaryFile()
+memory.truncate(size)
+commands[0]["memory_fd"] = memory.fileno()
+child = subprocess.Popen(
+    [sys.executable, "-m", "shoal.training.worker"],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[memory.fileno()],
+)
+for command in commands:
+    child.stdin.write(json.dumps(command).encode() + b"\\n")
+child.stdin.flush()
+child.stdout.readline(), child.stdout.readline()
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[WorkerProcess]:
+    with started_worker() as process:
+        yield process
+
+
+@pytest.mark.xdist_group("training-worker")
+class TestRunningWorker:
+    """One process serves these in turn; each begins with a rebase to where it wants to be."""
+
+    def test_two_ordered_rounds_leave_two_deltas_that_lead_downhill(
+        self, worker: WorkerProcess
+    ) -> None:
+        start = tiny_weights()
+        worker.rebase(start)
+        worker.order(1, steps=4)
+        worker.order(2, steps=4)
+        reports = [worker.event(), worker.event()]
+
+        assert [report["round"] for report in reports] == [1, 2]
+        assert [report["steps"] for report in reports] == [4, 4]
+        assert [report["tokens"] for report in reports] == [4 * 4 * 32] * 2
+        assert all(5 < report["loss"] < 6 and report["seconds"] > 0 for report in reports)
+        trained = start - worker.delta(1) - worker.delta(2)
+        assert self.loss_of(worker, trained) < self.loss_of(worker, start) - 0.01
+
+    def loss_of(self, worker: WorkerProcess, weights: np.ndarray) -> float:
+        worker.slots[EVALUATE_IN] = weights
+        worker.send("evaluate", tag="checkpoint 3")
+        event = worker.event()
+        assert (event["event"], event["tag"]) == ("evaluated", "checkpoint 3")
+        return float(event["loss"])
+
+    def test_a_rebase_overtakes_the_end_of_a_round_and_is_no_part_of_its_delta(
+        self, worker: WorkerProcess
+    ) -> None:
+        worker.rebase(tiny_weights())
+        worker.order(1, steps=30)
+        worker.slots[WEIGHTS_IN] = tiny_weights() + 0.5
+        worker.send("rebase")
+
+        assert [worker.event()["event"], worker.event()["event"]] == ["rebased", "round"]
+        # Thirty steps at this learning rate cannot move a weight by a quarter.
+        assert 0 < np.abs(worker.delta(1)).max() < 0.25
+
+    def test_a_rebase_from_before_the_last_round_does_not_undo_that_round(
+        self, worker: WorkerProcess
+    ) -> None:
+        start = tiny_weights()
+        worker.rebase(start)
+        worker.order(11, steps=8)
+        worker.event()
+        # The node has not seen round 11 yet: its weights contain round 10 at most.
+        worker.rebase(start, round=10)
+        # Where does it stand? A rebase to the start moves x by start - base, and the next delta
+        # is taken from the start: what it still holds of round 11 is in none of them.
+        before = worker.delta(11)
+        worker.order(12, steps=1)
+        worker.event()
+        worker.slots[EVALUATE_IN] = start - before
+        assert np.abs(before).max() > 0
+
+    def test_it_ends_at_once_when_its_input_ends(self, worker: WorkerProcess) -> None:
+        worker.order(99, steps=10**7)
+        worker.send("rebase")
+        assert worker.event() == {"event": "rebased"}
+        assert worker.process.stdin is not None
+        worker.process.stdin.close()
+        assert worker.process.wait(timeout=10) == 0
+
+
+def test_equal_seeds_give_equal_deltas_bit_for_bit_and_nan_is_reported() -> None:
+    with started_worker() as one, started_worker() as two:
+        deltas = []
+        for worker in (one, two):
+            worker.rebase(tiny_weights())
+            worker.order(1, steps=5)
+            worker.event()
+            deltas.append(worker.delta(1).tobytes())
+        assert deltas[0] == deltas[1]
+
+        # The same weights with another round number read other text.
+        one.rebase(tiny_weights())
+        one.order(2, steps=5)
+        one.event()
+        assert one.delta(2).tobytes() != deltas[0]
+
+        two.rebase(np.full_like(tiny_weights(), np.nan))
+        two.order(2)
+        event = two.event()
+        assert event["event"] == "error"
+        assert "lower learning_rate (now 0.003)" in event["message"]
+        assert two.process.wait(timeout=10) == 1
+
+
+def test_a_wrong_configuration_is_one_line_and_exit_code_1() -> None:
+    worker = WorkerProcess(8)
+    try:
+        event = worker.configure(tiny_settings(threads=0))
+        assert event == {
+            "event": "error",
+            "message": "threads must be a whole number from 1 to 1024, not 0",
+        }
+        assert worker.process.wait(timeout=10) == 1
+    finally:
+        worker.close()
+
+
+def test_a_killed_node_leaves_no_orphan() -> None:
+    commands = [
+        {"cmd": "configure", **tiny_settings()},
+        {"cmd": "rebase"},
+        {"cmd": "round", "round": 1, "steps": 10**7, "tokens_done": 0, "tokens_per_step": 1},
+    ]
+    size = 4 * 4 * len(tiny_weights())
+    node = subprocess.Popen(
+        [sys.executable, "-c", NODE, json.dumps(commands), str(size)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert node.stdout is not None
+    assert node.stdin is not None
+    child = int(node.stdout.readline())
+    # Readable as soon as the child is gone, though it is not our child: no polling, no sleep.
+    handle = os.pidfd_open(child)
+    try:
+        node.send_signal(signal.SIGKILL)
+        node.wait()
+        assert wait_until_readable(handle, seconds=10), "the training process outlived its node"
+    finally:
+        os.close(handle)
+        node.stdin.close()
+        node.stdout.close()
+
+
+def wait_until_readable(descriptor: int, *, seconds: float) -> bool:
+    return bool(select.select([descriptor], [], [], seconds)[0])

@@ -1,0 +1,42 @@
+"""How good the model is: mean cross-entropy on text that nobody trains on.
+
+The windows are spread evenly over the held-out tokens, so the same text, weights and number of
+batches give the same figure at any time and on any node.
+"""
+
+import numpy as np
+import torch
+
+from shoal.training.data import windows
+from shoal.training.errors import TrainingError
+from shoal.training.model import FlatModel
+from shoal.training.tokenizer import Tokens
+
+
+def held_out_loss(
+    model: FlatModel,
+    weights: torch.Tensor,
+    held_out: Tokens,
+    *,
+    batches: int,
+    batch: int,
+    sequence: int,
+) -> float:
+    """Return the loss of `weights` [P] in nats per token, over at most `batches` batches.
+
+    held_out: at least `sequence` + 1 tokens. The model's own parameters are left as they were.
+    Raises TrainingError where the loss is not a number.
+    """
+    last_start = len(held_out) - sequence - 1
+    assert last_start >= 0, "a source is checked for its length when it is loaded"
+    count = max(1, min(batches * batch, len(held_out) // (sequence + 1)))
+    starts = np.linspace(0, last_start, count).astype(np.int64)
+    total = torch.zeros((), dtype=torch.float64)
+    with model.holding(weights), torch.no_grad():
+        for first in range(0, count, batch):
+            part = starts[first : first + batch]
+            total += model.loss(windows(held_out, part, sequence)).double().cpu() * len(part)
+    loss = float(total) / count
+    if not np.isfinite(loss):
+        raise TrainingError("the held-out loss is not a number: the weights to evaluate are broken")
+    return loss

@@ -1,0 +1,228 @@
+"""One node's training, as the worker and the solo baseline both run it.
+
+Three vectors of P values matter. `x`, the model's parameters, moves with every step. `base` is
+where the others believe that this node stands. A round ends with the delta `base - x` (positive =
+downhill), which the node sends; from then on the others know about it, so `base` becomes `x`.
+A new starting point `w` moves both by the same amount: the progress made since, `x - base`, is
+carried over, also in the middle of a round. The optimiser's moments stay through all of this.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from shoal.training.data import load
+from shoal.training.device import pick_device
+from shoal.training.errors import TrainingError
+from shoal.training.evaluate import held_out_loss
+from shoal.training.local_steps import LocalTrainer, Schedule
+from shoal.training.model import FlatModel, build_model
+from shoal.training.tokenizer import Tokens, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """What a training process is told once, at its start."""
+
+    model: dict[str, Any]
+    data: str
+    # AdamW's largest learning rate; tokens are counted over the whole mesh.
+    learning_rate: float
+    warmup_tokens: int
+    schedule_tokens: int
+    weight_decay: float = 0.1
+    # Directory of a tokenizer; None is the built-in one.
+    tokenizer: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    nice: int = 10
+    seed: int = 0
+    # Sequences per step, and tokens per sequence.
+    batch: int = 8
+    sequence: int = 128
+    # Batches of held-out text per evaluation.
+    eval_batches: int = 8
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Check what came as JSON; raises TrainingError that names the first wrong key."""
+        known = {field.name: field for field in fields(cls)}
+        if unknown := sorted(values.keys() - known.keys()):
+            raise TrainingError(f"there is no training setting {unknown[0]}")
+        for name, field in known.items():
+            if name not in values and field.default is MISSING:
+                raise TrainingError(f"the training setting {name} is missing")
+        config = cls(**values)
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        bounds: dict[str, tuple[type, float, float]] = {
+            "learning_rate": (float, 0.0, 10.0),
+            "weight_decay": (float, 0.0, 10.0),
+            "warmup_tokens": (int, 0, 2**62),
+            "schedule_tokens": (int, 1, 2**62),
+            "threads": (int, 1, 1024),
+            "nice": (int, 0, 19),
+            "seed": (int, 0, 2**63 - 1),
+            "batch": (int, 1, 65536),
+            "sequence": (int, 1, 1 << 20),
+            "eval_batches": (int, 1, 1 << 20),
+        }
+        for name, (kind, low, high) in bounds.items():
+            value = getattr(self, name)
+            accepted = (int, float) if kind is float else int
+            if isinstance(value, bool) or not isinstance(value, accepted):
+                raise TrainingError(f"{name} must be a number, not {value!r}")
+            if not low <= value <= high:
+                raise TrainingError(f"{name} must be from {low} to {high}, not {value}")
+        if not isinstance(self.model, dict):
+            raise TrainingError("model must be a model configuration (a JSON object)")
+        for name in ("data", "device", "tokenizer"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name != "tokenizer" or value is not None):
+                raise TrainingError(f"{name} must be a string, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOrder:
+    """Make `steps` AdamW steps; `tokens_done` and `tokens_per_step` are the whole mesh's."""
+
+    round: int
+    steps: int
+    tokens_done: int
+    tokens_per_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """What a round gave, besides its delta."""
+
+    round: int
+    # Mean over the steps of the loss on the batch that each then learned from (nats per token).
+    loss: float
+    steps: int
+    tokens: int
+    seconds: float
+
+
+class TrainingSession:
+    """Model, text and optimiser of one node, and the two points x and base."""
+
+    def __init__(
+        self, config: SessionConfig, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        device = pick_device(config.device)
+        tokenizer = load_tokenizer(None if config.tokenizer is None else Path(config.tokenizer))
+        self._corpus = load(config.data, tokenizer)
+        self.model = FlatModel(build_model(config.model, config.seed), device)
+        self.tokenizer = tokenizer
+        self._require_fit()
+        # Dropout, where the model has any, draws from torch's own state.
+        torch.manual_seed(config.seed)
+        self._trainer = LocalTrainer(
+            self.model,
+            self._corpus,
+            Schedule(
+                learning_rate=config.learning_rate,
+                warmup_tokens=config.warmup_tokens,
+                schedule_tokens=config.schedule_tokens,
+            ),
+            batch=config.batch,
+            sequence=config.sequence,
+            weight_decay=config.weight_decay,
+            seed=config.seed,
+        )
+        self._base: torch.Tensor | None = None
+
+    def _require_fit(self) -> None:
+        context = self.model.context_length
+        if context is not None and self._config.sequence > context:
+            raise TrainingError(
+                f"sequence is {self._config.sequence}, but the model can look at {context} tokens"
+            )
+        self._corpus.require(
+            sequence=self._config.sequence, vocabulary_size=self.model.vocabulary_size
+        )
+
+    @property
+    def parameters(self) -> int:
+        """P: how many values a vector of weights has."""
+        return self.model.size
+
+    @property
+    def shard_tokens(self) -> int:
+        """How many tokens there are to train on."""
+        return len(self._corpus.train)
+
+    def rebase(self, weights: torch.Tensor, newer: Sequence[torch.Tensor] = ()) -> None:
+        """Move to a new starting point: x becomes base' + (x - base), and base becomes base'.
+
+        weights: float32 [P]. newer: deltas of rounds that have ended but that `weights` does not
+        contain yet; base' is weights less these. The first call sets x = weights.
+        """
+        x = self.model.flat
+        if self._base is None:
+            x.copy_(weights)
+            self._base = x.clone()
+            return
+        # In this order x is exactly `weights` where nothing has been learned since.
+        x.sub_(self._base)
+        self._base.copy_(weights)
+        for delta in newer:
+            self._base.sub_(delta.to(self._base.device))
+        x.add_(self._base)
+
+    def run_round(
+        self, order: RoundOrder, delta: torch.Tensor, before_step: Callable[[], None]
+    ) -> RoundReport:
+        """Carry out one round and write base - x to `delta` (float32 [P], on any device).
+
+        before_step: called at each step boundary; may call rebase. Raises TrainingError where the
+        numbers have left the range of float32.
+        """
+        assert order.steps > 0, "a round has steps"
+        started = self._clock()
+        total = torch.zeros((), device=self.model.device)
+        for step in range(order.steps):
+            before_step()
+            assert self._base is not None, "a round needs a starting point: rebase first"
+            tokens = order.tokens_done + step * order.tokens_per_step
+            total += self._trainer.step(round=order.round, step=step, tokens=tokens)
+        assert self._base is not None
+        # base is not needed any more, so the difference is taken in its place.
+        self._base.sub_(self.model.flat)
+        loss = float(total) / order.steps
+        if not math.isfinite(loss) or not bool(torch.isfinite(self._base).all()):
+            raise TrainingError(
+                f"the loss of round {order.round} is not a finite number: training has diverged; "
+                f"lower learning_rate (now {self._config.learning_rate:g}) and start again from "
+                "the last checkpoint"
+            )
+        delta.copy_(self._base)
+        self._base.copy_(self.model.flat)
+        return RoundReport(
+            round=order.round,
+            loss=loss,
+            steps=order.steps,
+            tokens=order.steps * self._trainer.step_tokens,
+            seconds=self._clock() - started,
+        )
+
+    def evaluate(self, weights: torch.Tensor, held_out: Tokens | None = None) -> float:
+        """Return the loss of `weights` [P] on held-out text, by default this node's own."""
+        return held_out_loss(
+            self.model,
+            weights,
+            self._corpus.held_out if held_out is None else held_out,
+            batches=self._config.eval_batches,
+            batch=self._config.batch,
+            sequence=self._config.sequence,
+        )
