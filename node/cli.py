@@ -56,12 +56,15 @@ Insecure = Annotated[
 def init(
     directory: Annotated[Path, typer.Argument(help="where the nodes' directories go")],
     nodes: Annotated[int, typer.Option(min=1, max=31, help="founding members")] = 4,
-    host: Annotated[str, typer.Option(help="host of their addresses")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="host of their addresses; {index} counts")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="first of their ports")] = 7400,
     data: Annotated[str, typer.Option(help="builtin, or a path that holds text")] = "builtin",
     model: Annotated[Path | None, typer.Option(help="a transformers config.json")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
     preset: PresetFile = None,
+    settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
 ) -> None:
     """Make a mesh: a directory for each node.
 
@@ -80,11 +83,13 @@ def init(
         model=model,
         seed=seed,
         preset=preset,
+        flags=parse_overrides(settings),
     )
     print(f"mesh {mesh_id}")
     for node in made:
         print(f"start: shoal run {node}")
-    print(f"others join with: shoal join {host}:{port} --mesh {mesh_id}")
+    address = f"{host.replace('{index}', '0')}:{port}"
+    print(f"join:  shoal join {address} --dir DIR --mesh {mesh_id}")
 
 
 @app.command()

@@ -215,6 +215,8 @@ async def _measure(plan: DemoPlan, console: Console, run: Run) -> tuple[Losses |
         return None, ""
     finally:
         following.cancel()
+        # Its spinner must be gone before anything else is printed.
+        await asyncio.wait((following,))
 
 
 def _leave_running(plan: DemoPlan, addresses: Sequence[str], console: Console) -> None:

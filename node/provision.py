@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.node.config import CONFIG_NAME, Settings, load_settings, split_address
+from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names, split_address
 from shoal.node.errors import UserError
 from shoal.node.founding import create_mesh
 from shoal.node.genesis import MeshParameters
@@ -27,9 +27,12 @@ def make_mesh(
     model: Path | None,
     seed: int,
     preset: Path | None,
+    flags: Mapping[str, object],
 ) -> tuple[str, list[Path]]:
     """Create directory/node0 and so on; returns the mesh id in hex and the nodes' directories.
 
+    host: "{index}" in it is the node's number; then all have the same port.
+    flags: further settings by dotted name, for each node.toml.
     Raises UserError when there is a mesh already, or an input cannot be read.
     """
     made = [directory / f"node{index}" for index in range(nodes)]
@@ -40,6 +43,7 @@ def make_mesh(
     if port + nodes - 1 > 65535:
         raise UserError(f"--port {port}: {nodes} nodes need ports up to {port + nodes - 1}")
     chosen = load_preset(preset)
+    check_names("--set ", flags, setting_names())
     mesh_id = create_mesh(
         directory,
         nodes=nodes,
@@ -52,7 +56,7 @@ def make_mesh(
         names=[node.name for node in made],
     )
     for node in made:
-        apply_preset(chosen, node)
+        apply_preset(chosen, node, flags)
     return mesh_id.hex(), made
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.node.inspect_client import CheckpointReply, StatusReply
-from shoal.node.views import size
+from shoal.node.views import printable, size
 
 CHECKPOINTS_REQUIRED = 3
 
@@ -150,7 +150,7 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
         _losses(report),
         Text(),
         Text("sample of the mesh's model", style="bold"),
-        Text(report["sample"] or "(none)"),
+        Text(printable(report["sample"]) or "(none)"),
         Text(),
         *[Text(f"FAILED: {line}", style="bold red") for line in failures(report)],
     )
@@ -212,6 +212,7 @@ def _table(title: str) -> Table:
         title=title,
         title_justify="left",
         title_style="bold",
+        min_width=len(title),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,

@@ -25,6 +25,22 @@ from shoal.proto.inspect_pb2 import StatusReply
 __all__ = ["CheckpointFacts", "NodeState", "StatusReply", "status_reply"]
 
 CHECKPOINTS_SHOWN = 64
+# What honest peers say twice or too late; refusing it is the normal course, not worth a number.
+ORDINARY = frozenset(
+    {
+        "already-executed",
+        "not-for-observers",
+        "not-in-the-new-view",
+        "old-view",
+        "other-height",
+        "other-view",
+        "our-own-candidate",
+        "outside-window",
+        "stale-height",
+        "stale-time",
+        "wrong-parent",
+    }
+)
 
 
 @dataclass(slots=True)
@@ -77,6 +93,8 @@ def status_reply(state: NodeState) -> StatusReply:
     validator = state.node_id in state.genesis.validators
     member = state.node_id in replica.ledger.members
     rejected = state.meters.rejected + Counter(state.consensus.refused())
+    for reason in ORDINARY:
+        del rejected[reason]
     return StatusReply(
         node=settings.node.name,
         node_id=state.node_id.hex(),

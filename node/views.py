@@ -135,6 +135,7 @@ def _table(title: str) -> Table:
         title=title,
         title_justify="left",
         title_style="bold",
+        min_width=len(title),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -169,7 +170,8 @@ def _training_facts(reply: StatusReply) -> Text:
     text = Text()
     text.append(printable(training.state) or "unknown", style="bold red" if failed else "")
     text.append(
-        f", round {training.round}{end} of {training.local_steps} steps, loss {loss(training.loss)}"
+        f", round {training.round}{end} ({training.local_steps} steps each), "
+        f"loss {loss(training.loss)}"
         f", {training.tokens_per_second:,.0f} tokens/s on {device}"
         f" ({training.computing_share:.1%} of the time computing)\n"
         f"{training.parameters:,} parameters, {training.tokens:,} tokens seen, shard of "

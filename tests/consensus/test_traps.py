@@ -1,5 +1,7 @@
 """One test for each trap of the design pages 1.3 and 1.5; each deadlocked something once."""
 
+from functools import partial
+
 from shoal.consensus.effects import TimerFired
 from shoal.consensus.messages import NewView, PrePrepare, Status, ViewChange
 from shoal.consensus.pacemaker import view_timeout_ms
@@ -129,7 +131,7 @@ def test_trap_a_lost_message_of_any_kind_is_sent_again() -> None:
         mesh = Mesh(4)
         for i in range(4):
             mesh.submit(0, mesh.join(f"m{i}"))
-        mesh.deliver(lambda x, kind=kind: is_vote(x, kind))
+        mesh.deliver(partial(is_vote, kind=kind))
         mesh.gossip(3)
         assert mesh.executed() == [4] * 4, kind
         assert {mesh.core(i).low for i in range(4)} == {4}

@@ -213,7 +213,7 @@ class Node:
             case "summary":
                 self.act(now, SummaryReceived(sender, body))
             case "fetch":
-                delta_id = body.delta_id or self.names.get(body.key)
+                delta_id = body.delta_id or self.names.get(body.key, b"")
                 self.world.send(self.name, sender, "reply", (body.key, self.store.get(delta_id)))
             case "reply":
                 key, head = body

@@ -145,7 +145,7 @@ def test_increments_are_the_rounded_exact_product(
 def test_halves_round_to_even() -> None:
     delta = hashed_delta("halves")
     unit = 2.0**-28
-    delta.centroids[0] = np.float32([-2.5 * unit, -1.5 * unit, 0.5 * unit, 1.5 * unit])
+    delta.centroids[0] = np.array([-2.5, -1.5, 0.5, 1.5]) * unit
     scales = np.ones(len(SCHEMA.tensors))
     table = increments(delta, weight=1.0, alpha=1.0, scales=scales, schema=SCHEMA)
     assert table[0].tolist() == [-2, -2, 0, 2]
@@ -154,7 +154,7 @@ def test_halves_round_to_even() -> None:
 def test_a_step_of_one_is_allowed_and_more_is_not() -> None:
     delta = hashed_delta("large")
     scales = np.ones(len(SCHEMA.tensors))
-    delta.centroids[1] = np.float32([-1.0, -0.5, 0.5, 1.0])
+    delta.centroids[1] = [-1.0, -0.5, 0.5, 1.0]
     table = increments(delta, weight=1.0, alpha=1.0, scales=scales, schema=SCHEMA)
     assert table[1].tolist() == [-(2**24), -(2**23), 2**23, 2**24]
     for centroid in (1.0000001, 3e38):

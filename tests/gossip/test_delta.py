@@ -8,6 +8,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.compression.codec import decode, encode, max_frame_bytes
+from shoal.compression.frame import parse_frame
+from shoal.compression.select import select
 from shoal.gossip.delta import (
     BLOB_OVERHEAD_BYTES,
     HEADER_BYTES,
@@ -16,7 +19,15 @@ from shoal.gossip.delta import (
     make_delta,
 )
 from shoal.gossip.errors import DeltaError
-from tests.gossip.builders import MESH, header, member
+from tests.gossip.builders import (
+    MESH,
+    SCHEMA,
+    epoch,
+    hashed_anchor,
+    hashed_weights,
+    header,
+    member,
+)
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 FRAME = b"frame bytes" * 7
@@ -130,3 +141,30 @@ def test_numbers_out_of_range_are_refused(field: str, value: int) -> None:
     with pytest.raises(DeltaError) as caught:
         DeltaHeader.from_bytes(bytes(data))
     assert caught.value.reason == "bad-header"
+
+
+def test_what_a_receiver_decodes_from_the_blob_gives_the_anchor_the_sender_has() -> None:
+    layout = SCHEMA.layout
+    parameters = epoch(3, 4, alpha=1.7)
+    chosen = select(hashed_weights("learned") * 2.0**-10, layout, 64)
+    sender = hashed_anchor("shared")
+    sender.apply(chosen, parameters.increments(chosen, sender=member(2), schema=SCHEMA))
+    sent = make_delta(
+        encode(chosen),
+        mesh_id=MESH,
+        sender=member(2),
+        sequence=1,
+        height=3,
+        steps=8,
+        tokens=8192,
+        sign=KEY.sign,
+    ).to_bytes()
+
+    received = Delta.from_bytes(sent, frame_bytes_max=max_frame_bytes(layout, 64))
+    delta = decode(received.frame, layout, kept_per_chunk=64)
+    receiver = hashed_anchor("shared")
+    table = parameters.increments(delta, sender=received.header.sender, schema=SCHEMA)
+    receiver.apply(delta, table)
+    assert receiver.root() == sender.root() != hashed_anchor("shared").root()
+    frame = parse_frame(received.frame, layout)
+    assert (parameters.increments(frame, sender=member(2), schema=SCHEMA) == table).all()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
 from shoal.node.genesis import MeshParameters
 from shoal.node.ports import free_address, free_ports
@@ -39,6 +40,7 @@ def make(directory: Path, **changes: object) -> None:
         "model": None,
         "seed": 0,
         "preset": None,
+        "flags": {},
     }
     make_mesh(directory, **{**arguments, **changes})  # type: ignore[arg-type]
 
@@ -53,6 +55,28 @@ def test_a_mesh_is_never_made_over_another(tmp_path: Path) -> None:
 def test_ports_must_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="65536"):
         make(tmp_path, port=65535)
+
+
+def test_a_wrong_setting_is_refused_before_a_mesh_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean train\.batch"):
+        make(tmp_path / "mesh", flags={"train.bach": 4})
+    assert not (tmp_path / "mesh").exists()
+
+
+def test_a_mesh_has_its_preset_and_its_settings_in_every_node(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.toml"
+    preset.write_text("[mesh]\nlocal_steps = 3\n[gossip]\ndegree = 6\n")
+    make(tmp_path / "mesh", preset=preset, port=7410, flags={"train.batch": 2})
+    genesis = []
+    for index in range(2):
+        node = tmp_path / "mesh" / f"node{index}"
+        settings = load_settings(node)
+        assert settings.node.listen == f"127.0.0.1:{7410 + index}"
+        assert (settings.gossip.degree, settings.train.batch) == (6, 2)
+        assert settings.train.data == f"builtin:{index}/2"
+        genesis.append((node / "genesis" / "genesis.json").read_bytes())
+    assert genesis[0] == genesis[1]
+    assert json.loads(genesis[0])["parameters"]["local_steps"] == 3
 
 
 def test_a_node_does_not_join_twice(tmp_path: Path) -> None:

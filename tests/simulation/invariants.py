@@ -10,6 +10,7 @@ from shoal.consensus.certificate import parse_certificate
 from shoal.consensus.effects import Decided, Evidence, Restored
 from shoal.consensus.ledger import Executed, Result
 from shoal.consensus.messages import Candidate, NewView, PrePrepare, ViewChange, decode
+from shoal.consensus.pacemaker import open_slot
 from shoal.consensus.records import Checkpoint
 from shoal.consensus.replica import Replica
 from shoal.consensus.validators import Validators, Verify
@@ -151,6 +152,10 @@ class Checker:
             if log:
                 self.require(low < min(log) and max(log) <= high, "log outside the window")
         self.require(len(core.committed) <= 3 * core.config.window, "too much kept")
+        if core.active:
+            waits = bool(core.pending) or open_slot(core) is not None
+            runs = "progress" in core.outbox.timers
+            self.require(waits == runs, "the progress timer runs exactly while something waits")
         if core.executed != self._compared.get(node):
             self._compared[node] = core.executed
             self._same_ledger(core.executed, core.ledger.digest())

@@ -35,6 +35,7 @@ class Plan:
     partition_every_ms: int
     crash_rate: float
     operations: int
+    burst: int
     stability_interval: int
     retained: int
 
@@ -65,6 +66,8 @@ def draw_plan(mode: Mode, seed: int) -> Plan:
         partition_every_ms=0 if slow else rng.choice((0, 0, 3_000, 8_000)),
         crash_rate=rng.choice((0.0, 0.0, 0.002, 0.02)) if not slow else 0.0,
         operations=rng.randint(1, 3 if slow else 8),
+        # More operations at the end than the window holds: a watermark that is stuck shows.
+        burst=0 if slow else rng.choice((0, 0, 2 * interval + 1)),
         stability_interval=interval,
         retained=rng.choice((0, 4, 32)),
     )

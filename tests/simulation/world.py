@@ -43,7 +43,7 @@ from tests.simulation.plan import TIMEOUT_MS, Plan
 
 # How long after the chaos everything must be done, in virtual time and in events.
 LIVENESS_MS = 3 * 60 * 60 * 1000
-LIVENESS_EVENTS = 400_000
+LIVENESS_EVENTS = 100_000
 
 Action = Callable[[], None]
 
@@ -98,6 +98,7 @@ class World:
             for index, (public, sign) in enumerate(identities)
         ]
         self.operations = [self._make_join(keyring, i) for i in range(plan.operations)]
+        self._burst = [self._make_join(keyring, 100 + i) for i in range(plan.burst)]
         decoys = [operation_bytes(self._make_join(keyring, 1000 + i)) for i in range(3)]
         for adversary in self.adversaries.values():
             adversary.decoys = decoys
@@ -197,6 +198,7 @@ class World:
             elif not doomed and not node.alive:
                 self._boot(node)
         # A client whose operation is not in yet turns to one living node, any one.
+        self.operations += self._burst
         for operation in self.operations:
             self._submit_once(operation, self.rng.choice(sorted(self.core)))
 

@@ -83,17 +83,74 @@ def test_a_rebase_that_does_not_know_the_last_round_loses_nothing_of_it() -> Non
 
 
 def test_the_optimiser_remembers_across_rounds_and_rebases() -> None:
-    # One round of four steps, or two of two with a rebase to the same place between them: the
-    # moments are what makes the third step the same.
-    whole, halves = make_session(), make_session()
-    for session, rounds in ((whole, 1), (halves, 2)):
-        for part in range(rounds):
-            steps = 4 // rounds
-            for _ in range(steps):
-                tokens = torch.arange(4 * 33).remainder(256).view(4, 33)
-                session.model.loss(tokens).backward()  # type: ignore[no-untyped-call]
-                session._trainer._optimizer.step()
-                session.model.gradient.zero_()
-            if part == 0:
-                session.rebase(torch.from_numpy(tiny_weights()))
-    assert torch.equal(whole.model.flat, halves.model.flat)
+    # AdamW's first step moves every weight by the whole learning rate; with memory it does not.
+    old = make_session()
+    run(old, 1, steps=10)
+    place = old.model.flat.clone()
+    old.rebase(place)
+    new = make_session()
+    new.rebase(place)
+    assert torch.equal(old.model.flat, new.model.flat)
+    assert run(old, 2, steps=1).norm() < 0.9 * run(new, 2, steps=1).norm()
+
+
+def test_equal_seeds_repeat_each_other_and_other_seeds_do_not() -> None:
+    one, two, other = (run(make_session(seed=seed)) for seed in (1, 1, 2))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_a_report_says_what_was_done() -> None:
+    ticks = iter([10.0, 12.5])
+    config = SessionConfig.from_json(tiny_settings(batch=2, sequence=16))
+    session = TrainingSession(config, clock=lambda: next(ticks))
+    session.rebase(torch.from_numpy(tiny_weights()))
+    delta = torch.empty(session.parameters)
+    report = session.run_round(order(4, steps=3), delta, before_step=lambda: None)
+    assert (report.round, report.steps, report.tokens, report.seconds) == (4, 3, 96, 2.5)
+    assert 5 < report.loss < 6
+
+
+def test_training_that_diverges_says_to_lower_the_learning_rate() -> None:
+    session = make_session(learning_rate=0.02)
+    session.rebase(torch.full((session.parameters,), float("inf")))
+    with pytest.raises(TrainingError, match=r"round 3.*lower learning_rate \(now 0\.02\)"):
+        run(session, 3)
+
+
+def test_evaluation_leaves_training_as_it_was() -> None:
+    session = make_session()
+    before = session.model.flat.clone()
+    loss = session.evaluate(torch.from_numpy(tiny_weights(seed=9)))
+    assert 5 < loss < 6
+    assert torch.equal(session.model.flat, before)
+    assert session.evaluate(torch.from_numpy(tiny_weights(seed=9))) == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learing_rate": 1}, "there is no training setting learing_rate"),
+        ({"batch": 0}, "batch must be from 1 to 65536, not 0"),
+        ({"batch": True}, "batch must be a number, not True"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, not 'fast'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be from 0.0 to 10.0, not nan"),
+        ({"data": None}, "data must be a string, not None"),
+        ({"model": "llama"}, "model must be a model configuration"),
+    ],
+)
+def test_a_wrong_setting_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        SessionConfig.from_json(tiny_settings(**changes))
+
+
+def test_a_missing_setting_is_named() -> None:
+    settings = tiny_settings()
+    del settings["schedule_tokens"]
+    with pytest.raises(TrainingError, match="schedule_tokens is missing"):
+        SessionConfig.from_json(settings)
+
+
+def test_sequences_longer_than_the_model_can_see_are_refused() -> None:
+    with pytest.raises(TrainingError, match="sequence is 65, but the model can look at 64"):
+        make_session(sequence=65)

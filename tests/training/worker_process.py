@@ -1,4 +1,4 @@
-"""The parent's end of a training process, as simple as a test needs it: blocking, with deadlines."""
+"""The parent's end of a training process, as simple as a test needs it: it blocks."""
 
 import json
 import mmap
@@ -60,7 +60,7 @@ class WorkerProcess:
     """A child process and the memory shared with it."""
 
     def __init__(self, values: int) -> None:
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._file.truncate(SLOTS * values * 4)
         self._memory = mmap.mmap(self._file.fileno(), 0)
         self.slots = np.frombuffer(self._memory, dtype=np.float32).reshape(SLOTS, values)
@@ -101,7 +101,8 @@ class WorkerProcess:
 
     def delta(self, number: int) -> npt.NDArray[np.float32]:
         """Return a copy of the delta of round `number`."""
-        return self.slots[1 + number % 2].copy()
+        delta: npt.NDArray[np.float32] = self.slots[1 + number % 2].copy()
+        return delta
 
     def close(self) -> None:
         """End the child, whatever it is doing."""

@@ -1,0 +1,195 @@
+"""A mesh in one event loop: real nodes, real gRPC over loopback, real SQLite; only the training
+process is replaced by one that makes up its progress at once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal.node.config import Settings, load_settings
+from shoal.node.daemon import newest_state
+from shoal.node.database import Database
+from shoal.node.founding import create_mesh
+from shoal.node.genesis import MeshParameters, load_genesis
+from shoal.node.identity import Identity
+from shoal.node.node import Node
+from shoal.node.ports import free_ports
+from shoal.node.server import Server
+from shoal.node.shared_model import SharedModel
+from shoal.node.trainer import RoundResult
+
+TINY_MODEL: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+ROUND_SECONDS = 0.5
+# Impatient settings: what a deployment waits seconds for, a test should not.
+QUICK: dict[str, object] = {
+    "gossip.summary_interval_s": 0.5,
+    "consensus.base_timeout_s": 0.5,
+    "consensus.candidate_timeout_s": 1.0,
+}
+TEXT = "The shoal has no leader; each fish watches its neighbours, and it turns as one.\n"
+
+
+def found_mesh(directory: Path, *, nodes: int = 4, **mesh: Any) -> list[Path]:
+    """Make the directories of a small mesh; returns them."""
+    text = directory / "text"
+    text.mkdir(parents=True)
+    for number in range(40):
+        (text / f"{number}.txt").write_text(f"Story {number}. " + TEXT * 20)
+    names = [f"node{index}" for index in range(nodes)]
+    create_mesh(
+        directory,
+        nodes=nodes,
+        host="127.0.0.1",
+        ports=free_ports(nodes),
+        data=str(text),
+        model_config=TINY_MODEL,
+        parameters=MeshParameters(
+            **{"local_steps": 2, "rounds_per_checkpoint": 2, "kept_per_chunk": 256, **mesh}
+        ),
+        seed=0,
+        names=names,
+    )
+    return [directory / name for name in names]
+
+
+class MadeUpTraining:
+    """Stands in for the training process: every round is a random step, made at once."""
+
+    def __init__(self, parameters: int, seed: int) -> None:
+        self.ready = {"device": "none", "shard_tokens": 1000}
+        self._slots = [torch.zeros(parameters) for _ in range(4)]
+        self._random = torch.Generator().manual_seed(seed)
+        self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
+        self._free_at = 0.0
+
+    def order_round(self, number: int, *, steps: int, tokens_done: int, step_tokens: int) -> None:
+        del tokens_done, step_tokens
+        slot = self.delta_slot(number)
+        slot.copy_(torch.randn(slot.shape, generator=self._random) * 1e-3)
+        loop = asyncio.get_running_loop()
+        self._free_at = max(self._free_at, loop.time()) + ROUND_SECONDS
+        result = RoundResult(number, 1.0, steps, 100, ROUND_SECONDS)
+        loop.call_at(self._free_at, self._rounds.put_nowait, result)
+
+    async def next_result(self) -> RoundResult:
+        return await self._rounds.get()
+
+    def delta_slot(self, number: int) -> torch.Tensor:
+        return self._slots[1 + number % 2]
+
+    async def weights_slot(self) -> torch.Tensor:
+        return self._slots[0]
+
+    def rebase(self, number: int) -> None:
+        del number
+
+    def evaluation_slot(self) -> torch.Tensor:
+        return self._slots[3]
+
+    async def evaluate(self, tag: str) -> float:
+        return float(self._slots[3].square().mean())
+
+    async def stop(self) -> None:
+        return None
+
+
+class RunningNode:
+    """One node of the mesh under test."""
+
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.node: Node
+        self.model: SharedModel
+        self._work: asyncio.Task[None]
+        self._server: Server
+        self._database: Database
+
+    async def start(self, *, train: bool = True) -> None:
+        settings, directory = self.settings, self.directory
+        identity = Identity.load(directory / "identity.key")
+        genesis, genesis_anchor, tokenizer = load_genesis(directory / "genesis")
+        anchor, settled = newest_state(directory, genesis, genesis_anchor)
+        self._database = Database(directory / "safety.db")
+        self.model = SharedModel(
+            me=identity.node_id,
+            mesh_id=genesis.mesh_id,
+            mesh=genesis.parameters,
+            committed=anchor,
+            settled=settled,
+            database=self._database,
+        )
+        self.node = Node(
+            settings=settings,
+            identity=identity,
+            genesis=genesis,
+            tokenizer=tokenizer,
+            model=self.model,
+            database=self._database,
+            rows=await self._database.load_rows(),
+            sequence=await self._database.own_sequence(),
+        )
+        await self.model.restore_pending()
+        self._server = Server(self.node, self.node.links, self.node.meters)
+        await self._server.start(settings.node.listen, insecure=False)
+        total = genesis.schema.layout.total
+        training: Any = MadeUpTraining(total, identity.node_id[0]) if train else None
+        self._work = asyncio.create_task(self.node.run(training))
+
+    async def stop(self) -> None:
+        self._work.cancel()
+        await asyncio.gather(self._work, return_exceptions=True)
+        await self._server.stop()
+        await self.node.stop()
+        await self._database.close()
+
+    @property
+    def height(self) -> int:
+        return self.model.height
+
+    def root(self, height: int) -> str:
+        return {c.height: c.root for c in self.node.status().checkpoints}[height]
+
+    def failed(self) -> BaseException | None:
+        return self._work.exception() if self._work.done() else None
+
+
+@asynccontextmanager
+async def running(directories: list[Path], *, rounds: int) -> AsyncIterator[list[RunningNode]]:
+    """Start a node for each directory, and stop them all at the end."""
+    nodes = []
+    for directory in directories:
+        node = RunningNode(
+            directory, load_settings(directory, {**QUICK, "train.max_rounds": rounds})
+        )
+        await node.start()
+        nodes.append(node)
+    try:
+        yield nodes
+    finally:
+        await asyncio.gather(*(node.stop() for node in nodes))
+
+
+async def until(
+    condition: Callable[[], bool], nodes: list[RunningNode], *, seconds: float = 60.0
+) -> None:
+    """Wait for a condition; a node that crashed fails the test with its own error."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            for node in nodes:
+                if (error := node.failed()) is not None:
+                    raise error
+            await asyncio.sleep(0.05)

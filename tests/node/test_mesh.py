@@ -1,0 +1,111 @@
+"""Nodes over real loopback gRPC: they agree, survive a member's death, and let a fifth in."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from shoal.node.config import load_settings
+from shoal.node.join import join_mesh
+from shoal.node.ports import free_address
+from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
+
+
+def roots(nodes: list[RunningNode], height: int) -> set[str]:
+    return {node.root(height) for node in nodes}
+
+
+def all_have(nodes: list[RunningNode], height: int) -> bool:
+    """Whether every node has rebuilt the anchor of `height` and written it to its disk."""
+    return all(
+        any(c.height == height and c.materialised for c in node.node.status().checkpoints)
+        for node in nodes
+    )
+
+
+def test_four_nodes_commit_checkpoints_with_equal_roots(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path), rounds=6) as nodes:
+            await until(lambda: all_have(nodes, 2), nodes)
+            assert len(roots(nodes, 1)) == 1
+            assert len(roots(nodes, 2)) == 1
+            assert roots(nodes, 1) != roots(nodes, 2)
+            for node in nodes:
+                reply = node.node.status()
+                assert all(checkpoint.signatures >= 3 for checkpoint in reply.checkpoints)
+                assert reply.consensus.byzantine_tolerance == 1
+                assert not reply.rejected
+
+    asyncio.run(story())
+
+
+def test_the_mesh_goes_on_without_one_and_takes_it_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        directories = found_mesh(tmp_path)
+        async with running(directories, rounds=0) as nodes:
+            await until(lambda: all_have(nodes, 1), nodes)
+            victim = nodes.pop()
+            await victim.stop()
+            left_at = victim.height
+            await until(lambda: all_have(nodes, left_at + 3), nodes)
+            returned = RunningNode(victim.directory, victim.settings)
+            await returned.start()
+            nodes.append(returned)
+            assert returned.height >= left_at, "it came back from its own disk"
+            target = nodes[0].height + 2
+            await until(lambda: all_have(nodes, target), nodes)
+            assert len(roots(nodes, target)) == 1
+            for node in nodes:
+                evidence = [k for k in node.node.status().rejected if k.startswith("evidence")]
+                assert not evidence, "nobody voted twice"
+
+    asyncio.run(story())
+
+
+def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path / "mesh"), rounds=0) as nodes:
+            await until(lambda: all_have(nodes, 1), nodes)
+            fifth = tmp_path / "fifth"
+            await join_mesh(
+                nodes[0].settings.node.listen,
+                fifth,
+                listen=free_address(),
+                advertise="",
+                data=nodes[0].settings.train.data,
+                mesh_id=nodes[0].node.mesh_id.hex(),
+                insecure=False,
+            )
+            joiner = RunningNode(fifth, load_settings(fifth, QUICK))
+            await joiner.start()
+            nodes.append(joiner)
+            assert joiner.height >= 1, "it starts from a certified checkpoint"
+            me = bytes.fromhex(joiner.node.status().node_id)
+            await until(lambda: me in nodes[0].model.parameters.members, nodes)
+            await until(lambda: joiner.node.status().training.round >= 3, nodes)
+            target = nodes[0].height + 2
+            await until(lambda: all_have(nodes, target), nodes)
+            assert len(roots(nodes, target)) == 1
+            assert joiner.node.status().role == "member"
+            floors = dict(nodes[0].model.book.settled.floors)
+            included = {member for member, _ in nodes[0].model.book.settled.included}
+            assert me in floors or me in included, "what it learned is in a committed cut"
+
+    asyncio.run(story())
+
+
+def test_a_node_that_lost_its_checkpoints_fetches_the_newest(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path), rounds=0) as nodes:
+            await until(lambda: all_have(nodes, 2), nodes)
+            victim = nodes.pop()
+            await victim.stop()
+            shutil.rmtree(victim.directory / "checkpoints")
+            returned = RunningNode(victim.directory, victim.settings)
+            await returned.start()
+            nodes.append(returned)
+            assert returned.height == 0
+            target = nodes[0].height + 1
+            await until(lambda: all_have(nodes, target), nodes)
+            assert len(roots(nodes, target)) == 1
+
+    asyncio.run(story())

@@ -1,0 +1,60 @@
+"""One token per byte, and tokenizers from files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.training.errors import TrainingError
+from shoal.training.tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
+
+
+@given(st.text())
+def test_bytes_in_bytes_out(text: str) -> None:
+    tokens = ByteTokenizer().encode(text)
+    assert tokens.dtype == np.uint8
+    assert tokens.tobytes() == text.encode()
+    assert ByteTokenizer().decode(tokens.tolist()) == text
+
+
+@given(st.text(max_size=40))
+def test_the_library_reads_our_file_as_the_same_tokenizer(text: str) -> None:
+    library = FileTokenizer(ByteTokenizer().files()["tokenizer.json"])
+    assert library.vocabulary_size == 256
+    assert library.encode(text).tolist() == list(text.encode())
+    assert library.decode(library.encode(text).tolist()) == text
+
+
+def test_half_a_character_is_shown_as_such() -> None:
+    assert ByteTokenizer().decode(list("é".encode())[:1]) == "\ufffd"
+
+
+def test_a_directory_with_our_files_is_the_fast_tokenizer(tmp_path: Path) -> None:
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    assert isinstance(load_tokenizer(tmp_path / "tokenizer"), ByteTokenizer)
+    assert isinstance(load_tokenizer(None), ByteTokenizer)
+
+
+def test_any_other_tokenizer_is_read_by_the_library(tmp_path: Path) -> None:
+    words = {"shoal": 0, "fish": 1, "[UNK]": 70_000}
+    content = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokens = load_tokenizer(tmp_path).encode("fish shoal fish")
+    assert tokens.tolist() == [1, 0, 1]
+    assert np.issubdtype(tokens.dtype, np.unsignedinteger)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{", "not a tokenizer")])
+def test_no_tokenizer_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TrainingError, match=rf"tokenizer\.json: {message}"):
+        load_tokenizer(tmp_path)
