@@ -31,6 +31,7 @@ ORDINARY = frozenset(
         "already-executed",
         "not-for-observers",
         "not-in-the-new-view",
+        "not-our-candidate",
         "old-view",
         "other-height",
         "other-view",

@@ -10,9 +10,9 @@ from tests.simulation.plan import MODES, Mode, Plan, draw_plan
 from tests.simulation.world import simulate
 
 BATCHES: list[tuple[Mode, range]] = [
-    *[("heal", range(first, first + 50)) for first in range(0, 450, 50)],
+    *[("heal", range(first, first + 50)) for first in range(0, 500, 50)],
     *[("core", range(first, first + 50)) for first in range(0, 500, 50)],
-    *[("slow", range(first, first + 10)) for first in range(0, 50, 10)],
+    *[("slow", range(first, first + 5)) for first in range(0, 30, 5)],
 ]
 
 
