@@ -61,9 +61,10 @@ def schedule_status(core: Core) -> None:
     Soon is half a view's timeout, so that on slow links repetition slows down with everything
     else instead of repeating what is still on its way.
     """
-    interval = core.config.idle_status_ms
-    if is_restless(core):
-        interval = min(interval, view_timeout_ms(core) // 2)
+    idle = core.config.idle_status_ms
+    soon = min(idle, view_timeout_ms(core) // 2)
     due = core.outbox.timers.get("status")
-    if due is None or due > core.now_ms + interval:
-        core.outbox.set_timer("status", core.now_ms + interval)
+    if due is None or due > core.now_ms + soon:
+        at_ms = core.now_ms + (soon if is_restless(core) else idle)
+        if due is None or due > at_ms:
+            core.outbox.set_timer("status", at_ms)

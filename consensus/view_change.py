@@ -86,11 +86,7 @@ def _remember(core: Core, change: ViewChange) -> None:
 def join_others(core: Core) -> None:
     """f + 1 validators in higher views: at least one is honest, so go with the lowest of them."""
     while True:
-        higher = [
-            max(theirs)
-            for theirs in core.view_changes.values()
-            if theirs and max(theirs) > core.view
-        ]
+        higher = [max(theirs) for theirs in core.view_changes.values() if max(theirs) > core.view]
         if len(higher) < core.validators.weak:
             return
         leave_view(core, min(higher))
@@ -215,9 +211,11 @@ def enter_view(core: Core, message: NewView) -> None:
     load_plan(core, message)
     for view in [v for v in core.own_view_changes if v <= message.view]:
         forget_own(core, view)
-    for theirs in core.view_changes.values():
-        for view in [v for v in theirs if v <= message.view]:
-            del theirs[view]
+    core.view_changes = {
+        signer: later
+        for signer, theirs in core.view_changes.items()
+        if (later := {v: change for v, change in theirs.items() if v > message.view})
+    }
     core.next_sequence = max(core.plan_end, core.executed, core.low) + 1
     for change in message.view_changes:
         if change.stability is not None and change.low > core.executed:

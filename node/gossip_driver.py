@@ -143,10 +143,10 @@ class GossipDriver:
             log.debug("fetch.failed", peer=short(peer), why=str(error))
             self._step(FetchFailed(peer, item.key))
         except (PeerError, GossipError, FrameError) as error:
+            self._meters.rejected[error.reason] += 1
             if error.reason in USELESS:
                 self._step(Refused(item.key))
             else:
-                self._meters.rejected[error.reason] += 1
                 log.warning("delta.refused", peer=short(peer), why=str(error))
                 self._step(FetchFailed(peer, item.key))
 

@@ -38,7 +38,7 @@ EVALUATE_IN = 3
 
 
 class Inbox:
-    """Commands in their order, except that rebases overtake rounds."""
+    """Commands in their order, except that rebases overtake rounds and evaluations."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -51,6 +51,12 @@ class Inbox:
             is_rebase = command.get("cmd") == "rebase"
             (self._rebases if is_rebase else self._commands).append(command)
             self._changed.notify()
+
+    def first(self) -> dict[str, Any]:
+        """Wait for the configuration; a rebase that is there already does not overtake it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._commands)
+            return self._commands.popleft()
 
     def next(self) -> dict[str, Any]:
         """Wait for the next command; rebases come first."""
@@ -165,7 +171,7 @@ def main() -> NoReturn:
 
 
 def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
-    configuration = inbox.next()
+    configuration = inbox.first()
     if configuration.pop("cmd", None) != "configure" or "memory_fd" not in configuration:
         raise AssertionError("the first command must be configure, with a memory_fd")
     memory = int(configuration.pop("memory_fd"))

@@ -50,6 +50,14 @@ def hashed_anchor(label: str, schema: ModelSchema = SCHEMA) -> Anchor:
     return Anchor.from_weights(schema, hashed_weights(label, schema))
 
 
+def brimful_anchor(label: str, schema: ModelSchema = SCHEMA) -> Anchor:
+    """Values all over int32, half of them where the next delta may wrap them around."""
+    words = hashed_words(label, schema.layout.total)
+    near_the_edge = 2**31 - 1 - words % 2**20
+    values = np.where(words % 2 == 0, words, near_the_edge).astype(np.uint32).view(np.int32)
+    return Anchor(schema, torch.from_numpy(values.copy()))
+
+
 def hashed_delta(
     label: str,
     schema: ModelSchema = SCHEMA,

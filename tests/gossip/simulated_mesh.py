@@ -43,7 +43,7 @@ from shoal.gossip.relay_events import (
 )
 from shoal.gossip.schema import ModelSchema, TensorSchema
 from shoal.gossip.settled import SettledState
-from tests.gossip.builders import MESH, hashed_anchor, hashed_delta, header, member, members
+from tests.gossip.builders import MESH, brimful_anchor, hashed_delta, header, member, members
 
 SCHEMA = ModelSchema((TensorSchema("w", (48,), 28), TensorSchema("b", (8,), 24)))
 SETTINGS = RelaySettings(
@@ -254,7 +254,7 @@ class World:
         for name in self.neighbours:
             book = DeltaBook(MESH, SettledState.genesis(genesis, staleness=staleness))
             relay = Relay(book, SETTINGS, random.Random(self.rng.random()))
-            self.nodes[name] = Node(name, self, book, hashed_anchor("mesh", SCHEMA), relay)
+            self.nodes[name] = Node(name, self, book, brimful_anchor("mesh", SCHEMA), relay)
         for name in self.neighbours:
             for peer in sorted(self.neighbours[name]):
                 self.nodes[name].act(0.0, LinkUp(peer))

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.gossip.builders import hashed_anchor
+from tests.gossip.builders import brimful_anchor
 from tests.gossip.simulated_mesh import SCHEMA, Faults, World, delta_of
 
 SEEDS = 240
@@ -25,7 +25,7 @@ def random_graph(rng: random.Random, count: int) -> set[frozenset[int]]:
 
 def expected_root(world: World) -> bytes:
     """From scratch: the genesis less everything in a cut, less what is pending."""
-    anchor = hashed_anchor("mesh", SCHEMA)
+    anchor = brimful_anchor("mesh", SCHEMA)
     store = {i: head for node in world.nodes.values() for i, head in node.store.items()}
     inside = [store[entry.delta_id] for decided in world.log for entry in decided.entries]
     some_node = next(iter(world.nodes.values()))

@@ -35,7 +35,7 @@ def test_few_members_all_link_to_each_other(count: int) -> None:
         assert set(others) == set(IDS[:count]) - {me}
 
 
-@pytest.mark.parametrize("count", [17, 18, 31, 64, 300])
+@pytest.mark.parametrize("count", [17, 18, 31, 64, 120])
 def test_many_members_make_a_regular_connected_graph(count: int) -> None:
     links = graph(count)
     for me, others in links.items():

@@ -5,7 +5,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.gossip.weights import Member, objective_weights
@@ -64,6 +64,7 @@ entry = st.tuples(st.integers(1, 2**63), st.integers(1, 1000))
 
 
 @given(st.lists(entry, min_size=1, max_size=40), st.data())
+@settings(deadline=None)
 def test_weights_are_a_capped_distribution(
     entries: list[tuple[int, int]], data: st.DataObject
 ) -> None:
@@ -86,6 +87,7 @@ def test_weights_are_a_capped_distribution(
 
 
 @given(st.lists(entry, min_size=2, max_size=20), st.integers(0, 2**32))
+@settings(deadline=None)
 def test_the_order_of_the_list_does_not_matter(entries: list[tuple[int, int]], seed: int) -> None:
     listed = [Member(member(n), *entry) for n, entry in enumerate(entries, start=1)]
     shuffled = random.Random(seed).sample(listed, len(listed))

@@ -34,6 +34,7 @@ class Plan:
     slow_tail: float
     partition_every_ms: int
     crash_rate: float
+    power_cuts: int
     operations: int
     burst: int
     stability_interval: int
@@ -65,9 +66,10 @@ def draw_plan(mode: Mode, seed: int) -> Plan:
         slow_tail=0.0 if slow else rng.choice((0.0, 0.0, 0.02)),
         partition_every_ms=0 if slow else rng.choice((0, 0, 3_000, 8_000)),
         crash_rate=rng.choice((0.0, 0.0, 0.002, 0.02)) if not slow else 0.0,
+        power_cuts=0 if slow else rng.choice((0, 0, 1, 2)),
         operations=rng.randint(1, 3 if slow else 8),
         # More operations at the end than the window holds: a watermark that is stuck shows.
-        burst=0 if slow else rng.choice((0, 0, 2 * interval + 1)),
+        burst=0 if slow else rng.choice((0, 2 * interval + 1)),
         stability_interval=interval,
         retained=rng.choice((0, 4, 32)),
     )

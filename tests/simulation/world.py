@@ -36,7 +36,7 @@ from shoal.consensus.state import Config
 from shoal.consensus.validators import Validators
 from tests.simulation.adversary import REPERTOIRE, Adversary
 from tests.simulation.invariants import Checker, Violation
-from tests.simulation.keys import Keyring
+from tests.simulation.keys import Keyring, make_join
 from tests.simulation.network import Network
 from tests.simulation.node import SimulatedNode
 from tests.simulation.plan import TIMEOUT_MS, Plan
@@ -97,9 +97,9 @@ class World:
             self._make_node(index, genesis, public, sign)
             for index, (public, sign) in enumerate(identities)
         ]
-        self.operations = [self._make_join(keyring, i) for i in range(plan.operations)]
-        self._burst = [self._make_join(keyring, 100 + i) for i in range(plan.burst)]
-        decoys = [operation_bytes(self._make_join(keyring, 1000 + i)) for i in range(3)]
+        self.operations = [make_join(keyring, mesh_id, i) for i in range(plan.operations)]
+        self._burst = [make_join(keyring, mesh_id, 100 + i) for i in range(plan.burst)]
+        decoys = [operation_bytes(make_join(keyring, mesh_id, 1000 + i)) for i in range(3)]
         for adversary in self.adversaries.values():
             adversary.decoys = decoys
         self.core = set(range(plan.validators))
@@ -120,25 +120,6 @@ class World:
             index, config, genesis, attempt_ms=attempt_ms, sign=sign, verify=self.verify
         )
 
-    def _make_join(self, keyring: Keyring, number: int) -> Join:
-        public, sign = keyring.identity(f"joiner{number}")
-        unsigned = Join(
-            member=public,
-            address=f"host{number}:7400",
-            shard_tokens=10 + number,
-            share_permille=500,
-            time_ms=1 + number,
-        )
-        signature = sign(unsigned.signed_bytes(self.validators.mesh_id))
-        return Join(
-            member=public,
-            address=unsigned.address,
-            shard_tokens=unsigned.shard_tokens,
-            share_permille=500,
-            time_ms=unsigned.time_ms,
-            signature=signature,
-        )
-
     # Time.
 
     def at(self, time_ms: int, action: Action) -> None:
@@ -153,6 +134,10 @@ class World:
             self.at(self.rng.randint(0, self.plan.chaos_ms), self._submitter(operation))
         if self.plan.partition_every_ms:
             self.at(self.plan.partition_every_ms, self._partition)
+        for _ in range(self.plan.power_cuts):
+            # Some right before the links heal: what was only in memory is then never sent again.
+            early = self.rng.randint(0, 2 * self.plan.chaos_ms)
+            self.at(min(early, self.plan.chaos_ms), self._power_cut)
         self._run_until(self.plan.chaos_ms)
         self._end_chaos()
         self._finish()
@@ -181,6 +166,17 @@ class World:
             self.network.partition()
             pause = self.plan.partition_every_ms
             self.at(self.now_ms + self.rng.randint(pause // 2, pause), self._partition)
+
+    def _power_cut(self) -> None:
+        """Every process dies at once, and comes back with nothing but its rows."""
+        for node in self.nodes:
+            if node.alive:
+                self.crashes += 1
+                node.crash()
+                self._revive_later(node)
+
+    def _revive_later(self, node: SimulatedNode) -> None:
+        self.at(self.now_ms + self.rng.randint(50, 5_000), lambda: self._revive(node))
 
     def _end_chaos(self) -> None:
         """Heal everybody, or leave exactly a quorum of honest nodes alive for ever."""
@@ -295,7 +291,7 @@ class World:
         if dies:
             self.crashes += 1
             node.crash()
-            self.at(self.now_ms + self.rng.randint(50, 5_000), lambda: self._revive(node))
+            self._revive_later(node)
         elif node.replica is not None and node.index not in self.adversaries:
             self.checker.after_step(node.index, node.replica)
 

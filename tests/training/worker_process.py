@@ -108,6 +108,7 @@ class WorkerProcess:
         """End the child, whatever it is doing."""
         self.process.kill()
         self.process.wait()
+        self._file.close()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):

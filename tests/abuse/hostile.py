@@ -1,0 +1,133 @@
+"""A member gone bad: it holds a real validator's key and speaks the real protocol, but says what
+it likes and serves what it likes."""
+
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shoal.compression.codec import encode
+from shoal.compression.select import select
+from shoal.gossip.delta import Delta, make_delta
+from shoal.node.config import load_settings
+from shoal.node.genesis import load_genesis
+from shoal.node.identity import Identity
+from shoal.node.links import Links
+from shoal.node.meters import Meters
+from shoal.node.server import Server
+from shoal.node.status import StatusReply
+from shoal.node.wire import Announced, CheckpointParts, ConsensusMessage, GenesisParts
+
+FRAME_HEADER_BYTES = 16
+
+
+class Hostile:
+    """Serves any blob under any name (server.Backend)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.settings = load_settings(directory)
+        self.identity = Identity.load(directory / "identity.key")
+        self.genesis_document, _, _ = load_genesis(directory / "genesis")
+        self.mesh_id = self.genesis_document.mesh_id
+        self.layout = self.genesis_document.schema.layout
+        self.blobs: dict[bytes, bytes] = {}
+        self.meters = Meters()
+        # The height that its deltas claim to be made under.
+        self.height = 0
+        self.links = Links(
+            identity=self.identity,
+            mesh_id=self.mesh_id,
+            address=self.settings.node.listen,
+            meters=self.meters,
+            is_member=lambda peer: True,
+            on_up=lambda peer: None,
+            on_down=lambda peer: None,
+            on_message=lambda peer, message: None,
+        )
+
+    async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
+        del member, sequence
+        return self.blobs.get(delta_id)
+
+    async def checkpoint(self, height: int) -> tuple[CheckpointParts, bytes] | None:
+        del height
+        return None
+
+    async def genesis(self) -> tuple[GenesisParts, bytes]:
+        return GenesisParts(self.genesis_document.document, 0, {}), b""
+
+    async def submit_join(self, operation: bytes) -> str:
+        del operation
+        return "no"
+
+    def status(self) -> StatusReply:
+        return StatusReply()
+
+    def frame(self, *, size: float = 1e-3, seed: int = 0) -> bytes:
+        """An honest frame of random values."""
+        error = torch.randn(self.layout.total, generator=torch.Generator().manual_seed(seed))
+        kept = self.genesis_document.parameters.kept_per_chunk
+        return encode(select(error * size, self.layout, kept))
+
+    def delta(self, frame: bytes, *, sequence: int, height: int | None = None) -> Delta:
+        """A delta with a true signature, whatever its frame is worth."""
+        return make_delta(
+            frame,
+            mesh_id=self.mesh_id,
+            sender=self.identity.node_id,
+            sequence=sequence,
+            height=self.height if height is None else height,
+            steps=1,
+            tokens=1,
+            sign=self.identity.sign,
+        )
+
+    def offer(self, victim: bytes, delta: Delta, blob: bytes | None = None) -> None:
+        """Announce a delta, and serve `blob` (by default the delta itself) under its name."""
+        header = delta.header
+        self.blobs[header.id] = delta.to_bytes() if blob is None else blob
+        self.links.send(victim, Announced((header.reference,)))
+
+    def say(self, victim: bytes, data: bytes) -> None:
+        """Send bytes as a consensus message."""
+        self.links.send(victim, ConsensusMessage(data))
+
+
+@asynccontextmanager
+async def hostile_member(directory: Path) -> AsyncIterator[Hostile]:
+    """Run a hostile member in the place of the node that `directory` belongs to."""
+    member = Hostile(directory)
+    server = Server(member, member.links, member.meters)
+    await server.start(member.settings.node.listen, insecure=False)
+    targets: dict[str, bytes | None] = {
+        founder.address: founder.node_id
+        for founder in member.genesis_document.founders
+        if founder.node_id != member.identity.node_id
+    }
+    member.links.dial(targets)
+    try:
+        yield member
+    finally:
+        await server.stop()
+        await member.links.close()
+
+
+def resealed(frame: bytes, offset: int, replacement: bytes) -> bytes:
+    """The frame with some bytes replaced and its checksum made right again."""
+    changed = bytearray(frame[:-4])
+    changed[offset : offset + len(replacement)] = replacement
+    return bytes(changed) + struct.pack("<I", zlib.crc32(changed))
+
+
+def with_nan(frame: bytes) -> bytes:
+    """The frame with a magnitude that is not a number."""
+    return resealed(frame, FRAME_HEADER_BYTES, np.float32("nan").tobytes())
+
+
+def with_shifted_gaps(frame: bytes, tensors: int) -> bytes:
+    """The frame with a gap stream that is not zstd any more."""
+    return resealed(frame, FRAME_HEADER_BYTES + 8 * tensors + 64, b"\xff" * 32)
