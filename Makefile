@@ -49,7 +49,7 @@ bench: install ## the benchmarks, as JSON lines
 	$(BIN)/python -m benchmarks.codec
 
 compose-test: ## the same mesh in containers, for real (skips loudly where no engine can start)
-	sh scripts/compose_test.sh
+	python3 scripts/compose_test.py
 
 clean: ## remove what was made here, except the virtual environment
 	rm -rf runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

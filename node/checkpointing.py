@@ -191,11 +191,13 @@ class Checkpointer:
         cut = self._model.book.cut()
         try:
             outcome = await self._model.outcome(cut, self._members())
+            if outcome.out_of_range:
+                # A cut of nothing keeps heights moving, so that what went too far expires.
+                log.error("candidate.out-of-range", height=wish.height, deltas=len(cut))
+                cut = ()
+                outcome = await self._model.outcome(cut, self._members())
         except (MissingDeltas, GossipError, FrameError) as error:
             log.warning("candidate.failed", height=wish.height, why=str(error))
-            return None
-        if outcome.out_of_range:
-            log.error("candidate.out-of-range", height=wish.height)
             return None
         return CheckpointRecord(
             mesh_id=self._genesis.mesh_id,

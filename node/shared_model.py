@@ -203,9 +203,7 @@ class SharedModel:
         """Verify and decode a delta, and work out its integer steps (on the model's thread)."""
         parameters = (book or self.book).examine(delta.header)
         delta.require_signature(verify)
-        sparse = decode(
-            delta.frame, self.schema.layout, kept_per_chunk=parameters.kept_per_chunk
-        )
+        sparse = decode(delta.frame, self.schema.layout, kept_per_chunk=parameters.kept_per_chunk)
         sender = delta.header.sender
         increments = parameters.increments(sparse, sender=sender, schema=self.schema)
         return _Opened(sparse, increments, parameters)

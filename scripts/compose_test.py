@@ -143,7 +143,7 @@ def serves_http2(port: int) -> bool:
 def exercise(mesh: Mesh) -> None:
     """Bring the mesh up and see that it commits, also with one node killed, who then catches up."""
     mesh.start()
-    wait_until("four health checks pass", mesh.healthy, timeout_s=300)
+    wait_until("four health checks pass", mesh.healthy, timeout_s=600)
     for name, port in mesh.ports.items():
         if not serves_http2(port):
             raise Failed(f"no gRPC server answers behind the published port of {name}")
@@ -166,12 +166,16 @@ def exercise(mesh: Mesh) -> None:
     run("docker", "start", mesh.containers[killed])
     again = f"{killed} is back and has what was committed without it"
     wait_until(again, lambda: mesh.common(NODES, above=after - 1) > 0, timeout_s=600)
-    wait_until("four health checks pass again", mesh.healthy, timeout_s=300)
+    wait_until("four health checks pass again", mesh.healthy, timeout_s=600)
+
     mesh.compose("stop", timeout_s=200)
     codes = {name: mesh.state(name, "ExitCode") for name in NODES}
     if set(codes.values()) != {"0"}:
         raise Failed(f"nodes that were told to stop did not end well: {codes}")
     say("all four ended cleanly when told to stop")
+    mesh.start()
+    kept = "up again, it is the same mesh with the checkpoints it had"
+    wait_until(kept, lambda: mesh.common(NODES, above=after - 1) > 0, timeout_s=600)
 
 
 def test(stack: ExitStack) -> None:

@@ -28,6 +28,22 @@ def test_trap_a_stable_vote_is_made_again_after_a_restart() -> None:
     assert {mesh.core(i).low for i in (0, 1, 2)} == {4}
 
 
+def test_trap_a_power_cut_at_the_end_of_the_window_does_not_close_it_for_ever() -> None:
+    """Both stability points of the window were executed, and every vote for them was lost."""
+    mesh = Mesh(4)
+    for i in range(9):
+        mesh.submit(0, mesh.join(f"m{i}"))
+        mesh.deliver(partial(is_vote, kind=VoteKind.STABLE))
+    assert mesh.executed() == [8] * 4, "the ninth is outside the window"
+    mesh.crash(3)
+    for index in (0, 1, 2):
+        mesh.restart(index)
+    mesh.wire.clear()
+    mesh.gossip(2)
+    mesh.order([mesh.join("next")], at=1)
+    assert mesh.executed()[:3] == [9] * 3
+
+
 def test_trap_a_stability_certificate_counts_without_an_own_vote() -> None:
     mesh = Mesh(4, retained=0)
     mesh.crash(3)
