@@ -58,6 +58,7 @@ def on_status_timer(core: Core) -> None:
 
 
 def build_status(core: Core) -> Status:
+    """What we hold and what we lack, signed unless we only observe."""
     slots = bytes(
         _slot_flags(core, sequence)
         for sequence in range(core.executed + 1, core.low + core.config.window + 1)

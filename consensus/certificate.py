@@ -59,6 +59,7 @@ def read_certificate(reader: Reader) -> Certificate:
 
 
 def parse_certificate(data: bytes) -> Certificate:
+    """The certificate that these bytes are; raises ConsensusError. Inverse of to_bytes."""
     reader = Reader(data)
     certificate = read_certificate(reader)
     reader.end()

@@ -335,6 +335,9 @@ async def _watch(address: str, *, as_json: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and never lets a traceback through."""
+    # The training process is started, not forked into, so gRPC need not prepare for (and warn of)
+    # forks. It reads this once, when it is imported.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         result = app(args=given or ["--help"], prog_name="shoal", standalone_mode=False)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
+import torch
 import uvloop
 
 from shoal import __version__
@@ -42,6 +43,9 @@ def run(settings: Settings) -> int:
     configure_logging(
         level=settings.log.level, output_format=settings.log.format, node=settings.node.name
     )
+    # The model's arithmetic here is short and bound by memory; more threads would only fight the
+    # training process for the cores.
+    torch.set_num_threads(1)
     return uvloop.run(run_node(settings))
 
 

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS deltas (
     member BLOB NOT NULL, sequence INTEGER NOT NULL, delta_id BLOB NOT NULL,
     height INTEGER NOT NULL, settled_at INTEGER NOT NULL DEFAULT 0, blob BLOB NOT NULL,
     PRIMARY KEY (member, sequence, delta_id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS deltas_by_id ON deltas (delta_id);
 CREATE TABLE IF NOT EXISTS cuts (
     height INTEGER PRIMARY KEY, operation BLOB NOT NULL, certificate BLOB NOT NULL);
 """

@@ -31,7 +31,7 @@ from shoal.node.views import make_console
 
 # The size of the demo: what fits into five minutes on two cores, solo runs included.
 ROUNDS = 24
-LOCAL_STEPS = 8
+LOCAL_STEPS = 6
 # Well below a third of the rounds: the nodes are never in step, so a last cut may not come about.
 ROUNDS_PER_CHECKPOINT = 6
 # Ends a demo that hangs, not one on a busy machine. All nodes load torch at the same time.

@@ -52,7 +52,7 @@ class MeshParameters:
     clip_factor: float = 2.0
     # Cuts that a delta may miss before it expires.
     staleness: int = 2
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     # The learning rate rises over the first, falls until the second (tokens of the whole mesh).
     warmup_tokens: int = 100_000
     schedule_tokens: int = 100_000_000

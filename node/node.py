@@ -35,7 +35,13 @@ from shoal.node.links import Links
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.round import RoundLoop
 from shoal.node.shared_model import SharedModel, Unsaid
-from shoal.node.status import CheckpointFacts, NodeState, StatusReply, status_reply
+from shoal.node.status import (
+    CHECKPOINTS_SHOWN,
+    CheckpointFacts,
+    NodeState,
+    StatusReply,
+    status_reply,
+)
 from shoal.node.trainer import TrainerProcess, TrainingFailed
 from shoal.node.wire import (
     Announced,
@@ -182,7 +188,9 @@ class Node:
     async def run(self, trainer: TrainerProcess | None) -> None:
         """Work until cancelled; an exception is our fault and ends the node."""
         applied = await self._database.get_meta(APPLIED)
-        for _, operation, certificate in await self._database.cuts(1, self._model.height):
+        height = self._model.height
+        shown = await self._database.cuts(height - CHECKPOINTS_SHOWN + 1, height)
+        for _, operation, certificate in shown:
             found = certified(operation, certificate, self._validators)
             self._on_certified(found, True)
         self._checkpointer.follow(self._consensus.replica.ledger.height)

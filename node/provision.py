@@ -36,11 +36,12 @@ def make_mesh(
     Raises UserError when there is a mesh already, or an input cannot be read.
     """
     made = [directory / f"node{index}" for index in range(nodes)]
-    if any(node.exists() for node in made):
+    # Empty directories are welcome: in containers they are mount points.
+    if any(node.exists() and any(node.iterdir()) for node in made):
         raise UserError(
             f"{directory} holds a mesh already, and its keys would be lost; name a new directory"
         )
-    if port + nodes - 1 > 65535:
+    if "{index}" not in host and port + nodes - 1 > 65535:
         raise UserError(f"--port {port}: {nodes} nodes need ports up to {port + nodes - 1}")
     chosen = load_preset(preset)
     check_names("--set ", flags, setting_names())
@@ -48,7 +49,7 @@ def make_mesh(
         directory,
         nodes=nodes,
         host=host,
-        ports=range(port, port + nodes),
+        ports=list(range(port, port + nodes)),
         data=absolute_source(data),
         model_config=read_model_config(model),
         parameters=mesh_parameters(chosen, str(preset)),

@@ -219,7 +219,6 @@ class Training(_message.Message):
     SHARD_TOKENS_FIELD_NUMBER: _builtins.int
     COMPUTING_SHARE_FIELD_NUMBER: _builtins.int
     RESIDUAL_NORM_FIELD_NUMBER: _builtins.int
-    LIVE_ROOT_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """starting, training, finished, failed: MESSAGE"""
     device: _builtins.str
@@ -238,7 +237,6 @@ class Training(_message.Message):
     """time in steps / time since the first round began"""
     residual_norm: _builtins.float
     """what could not be said yet"""
-    live_root: _builtins.bytes
     def __init__(
         self,
         *,
@@ -254,11 +252,10 @@ class Training(_message.Message):
         shard_tokens: _builtins.int = ...,
         computing_share: _builtins.float = ...,
         residual_norm: _builtins.float = ...,
-        live_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing_share", b"computing_share", "device", b"device", "live_root", b"live_root", "local_steps", b"local_steps", "loss", b"loss", "max_rounds", b"max_rounds", "parameters", b"parameters", "residual_norm", b"residual_norm", "round", b"round", "shard_tokens", b"shard_tokens", "state", b"state", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing_share", b"computing_share", "device", b"device", "local_steps", b"local_steps", "loss", b"loss", "max_rounds", b"max_rounds", "parameters", b"parameters", "residual_norm", b"residual_norm", "round", b"round", "shard_tokens", b"shard_tokens", "state", b"state", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,7 +32,6 @@ def example_reply(**changes: Any) -> inspect_pb2.StatusReply:
             local_steps=8,
             loss=2.513,
             tokens=139_264,
-            live_root=bytes([1, 255]),
         ),
         gossip=inspect_pb2.Gossip(
             pending_deltas=3, bits_per_kept_value=9.42, compression_vs_fp32=27.0, alpha=1.4

@@ -3,6 +3,15 @@
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 from shoal.node.config import load_settings
 from shoal.node.join import join_mesh
@@ -107,5 +116,31 @@ def test_a_node_that_lost_its_checkpoints_fetches_the_newest(tmp_path: Path) -> 
             target = nodes[0].height + 1
             await until(lambda: all_have(nodes, target), nodes)
             assert len(roots(nodes, target)) == 1
+
+    asyncio.run(story())
+
+
+def test_any_grpc_client_can_find_and_ask_a_node(tmp_path: Path) -> None:
+    def as_a_stranger(address: str) -> None:
+        with grpc.insecure_channel(address) as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            assert {"shoal.v1.Inspect", "shoal.v1.Mesh"} <= set(database.get_services())
+            pool = DescriptorPool(database)
+            service = pool.FindServiceByName("shoal.v1.Inspect")
+            reply_type = GetMessageClass(service.methods_by_name["Status"].output_type)
+            ask: Any = channel.unary_unary(
+                "/shoal.v1.Inspect/Status",
+                request_serializer=lambda request: b"",
+                response_deserializer=reply_type.FromString,
+            )
+            assert ask(None).node == "node0"
+            health: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            for name in ("", "shoal.v1.Inspect"):
+                answer = health.Check(health_pb2.HealthCheckRequest(service=name))
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    async def story() -> None:
+        async with running(found_mesh(tmp_path, nodes=1), rounds=1) as (node,):
+            await asyncio.to_thread(as_a_stranger, node.settings.node.listen)
 
     asyncio.run(story())

@@ -102,7 +102,6 @@ def test_json_has_every_field_with_numbers_as_numbers() -> None:
     assert set(plain) == {field.name for field in reply.DESCRIPTOR.fields}
     assert plain["training"]["round"] == 17
     assert plain["training"]["loss"] is None
-    assert plain["training"]["live_root"] == "01ff"
     assert plain["checkpoints"][1]["height"] == 2
     assert plain["rejected"] == {"bad-signature": 2, "stale": 1}
     assert plain["insecure"] is False
