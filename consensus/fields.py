@@ -16,18 +16,22 @@ SIGNATURE_BYTES = 64
 
 
 def u8(value: int) -> bytes:
+    """An unsigned integer in one byte."""
     return value.to_bytes(1, "big")
 
 
 def u16(value: int) -> bytes:
+    """An unsigned integer in two bytes."""
     return value.to_bytes(2, "big")
 
 
 def u32(value: int) -> bytes:
+    """An unsigned integer in four bytes."""
     return value.to_bytes(4, "big")
 
 
 def u64(value: int) -> bytes:
+    """An unsigned integer in eight bytes."""
     return value.to_bytes(8, "big")
 
 

@@ -282,6 +282,7 @@ def _read_message(kind: int, reader: Reader, data: bytes) -> Message:
 
 
 def read_view_change(reader: Reader) -> ViewChange:
+    """Take one VIEW-CHANGE off the reader; raises ConsensusError."""
     return ViewChange(
         epoch=reader.u64(),
         view=reader.u64(),
@@ -294,6 +295,7 @@ def read_view_change(reader: Reader) -> ViewChange:
 
 
 def parse_view_change(data: bytes) -> ViewChange:
+    """The VIEW-CHANGE that these bytes are; raises ConsensusError."""
     reader = Reader(data)
     change = read_view_change(reader)
     reader.end()

@@ -103,6 +103,7 @@ def read_record(reader: Reader) -> CheckpointRecord:
 
 
 def parse_record(data: bytes) -> CheckpointRecord:
+    """The record that these bytes are; raises ConsensusError. Inverse of to_bytes."""
     reader = Reader(data)
     record = read_record(reader)
     reader.end()
@@ -166,6 +167,7 @@ Operation = Checkpoint | Join | Leave | Null
 
 
 def operation_bytes(operation: Operation) -> bytes:
+    """The operation's only encoding; parse_operation is the inverse."""
     match operation:
         case Checkpoint(record, attestation):
             return u8(_CHECKPOINT) + record.to_bytes() + attestation.to_bytes()

@@ -17,6 +17,7 @@ MAX_BACKOFF = 20
 
 
 def persist_view(core: Core) -> None:
+    """Write down where we are, before anything is sent in or towards the view."""
     core.persist("view", u64(core.view) + u8(core.active) + u8(core.backoff))
 
 
@@ -68,5 +69,6 @@ def build_view_change(core: Core, view: int) -> ViewChange:
 
 
 def forget_own(core: Core, view: int) -> None:
+    """Drop a VIEW-CHANGE of ours that nobody can need any more."""
     del core.own_view_changes[view]
     core.persist(f"view-change/{view}", None)

@@ -32,6 +32,8 @@ from shoal.node.views import make_console
 # The size of the demo: what fits into five minutes on two cores, solo runs included.
 ROUNDS = 24
 LOCAL_STEPS = 6
+# Batch times sequence, as a node's settings have them unless told otherwise.
+TOKENS_PER_STEP = 8 * 128
 # Well below a third of the rounds: the nodes are never in step, so a last cut may not come about.
 ROUNDS_PER_CHECKPOINT = 6
 # Ends a demo that hangs, not one on a busy machine. All nodes load torch at the same time.
@@ -128,6 +130,8 @@ def _make_mesh(plan: DemoPlan) -> list[str]:
     from shoal.node.ports import free_ports
 
     ports = free_ports(plan.nodes)
+    # A short run deserves a whole schedule: warm up over the first part, cool down to the end.
+    tokens = plan.nodes * plan.rounds * LOCAL_STEPS * TOKENS_PER_STEP
     create_mesh(
         plan.directory,
         nodes=plan.nodes,
@@ -136,7 +140,10 @@ def _make_mesh(plan: DemoPlan) -> list[str]:
         data="builtin",
         model_config=None,
         parameters=MeshParameters(
-            local_steps=LOCAL_STEPS, rounds_per_checkpoint=ROUNDS_PER_CHECKPOINT
+            local_steps=LOCAL_STEPS,
+            rounds_per_checkpoint=ROUNDS_PER_CHECKPOINT,
+            warmup_tokens=tokens // 20,
+            schedule_tokens=tokens,
         ),
         seed=plan.seed,
         names=[directory.name for directory in plan.node_directories],

@@ -47,9 +47,19 @@ def make(directory: Path, **changes: object) -> None:
 
 def test_a_mesh_is_never_made_over_another(tmp_path: Path) -> None:
     (tmp_path / "node1").mkdir()
+    (tmp_path / "node1" / "identity.key").touch()
     with pytest.raises(UserError, match="holds a mesh already"):
         make(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["node1"]
+    assert [entry.name for entry in (tmp_path / "node1").iterdir()] == ["identity.key"]
+
+
+def test_empty_directories_may_wait_for_their_nodes(tmp_path: Path) -> None:
+    # In containers they are the mount points of volumes.
+    (tmp_path / "node0").mkdir()
+    make(tmp_path)
+    for name in ("node0", "node1"):
+        assert (tmp_path / name / "identity.key").exists()
 
 
 def test_ports_must_fit(tmp_path: Path) -> None:
