@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -107,6 +108,7 @@ async def run_demo(plan: DemoPlan) -> int:
         problems=tuple(run.problems),
     )
     report = build_report(outcome)
+    report["restarts"] = [each.restarts for each in watched]
     write_report(plan.directory / REPORT, report)
     console.print(report_view(report))
     console.print(f"report: {plan.directory / REPORT}")
@@ -189,8 +191,8 @@ async def _running(plan: DemoPlan, addresses: Sequence[str]) -> AsyncIterator[li
     watched: list[Watched] = []
     try:
         for directory, address in zip(plan.node_directories, addresses, strict=True):
-            node = start_node(directory, address=address, max_rounds=plan.rounds)
-            watched.append(Watched(node=node, channel=open_channel(address)))
+            start = partial(start_node, directory, address=address, max_rounds=plan.rounds)
+            watched.append(Watched(node=start(), channel=open_channel(address), restart=start))
         yield watched
     finally:
         stop_nodes(plan.node_directories)

@@ -1,5 +1,6 @@
 """The demo around the nodes: what it may overwrite, whom it may end, when it is over."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from shoal.node.demo_processes import (
 )
 from shoal.node.demo_watch import SETTLE_SECONDS, Settled, Watched, all_answer, hopeless
 from shoal.node.errors import UserError
+from shoal.node.inspect_client import open_channel
 from shoal.proto import inspect_pb2
 from tests.node.fake_node import example_checkpoint, example_reply
 
@@ -144,7 +146,13 @@ def watched(
 
 
 def known(reply: inspect_pb2.StatusReply | None, *, death: str = "") -> Watched:
-    return Watched(node=cast(NodeProcess, None), channel=cast(Any, None), reply=reply, death=death)
+    return Watched(
+        node=cast(NodeProcess, None),
+        channel=cast(Any, None),
+        restart=cast(Any, None),
+        reply=reply,
+        death=death,
+    )
 
 
 def test_the_demo_is_over_when_everything_is_committed_everywhere() -> None:
@@ -198,3 +206,24 @@ def test_with_too_few_nodes_for_a_quorum_there_is_nothing_to_wait_for() -> None:
     nodes[0].death = "signal 9"
     assert hopeless(nodes) == "only 2 of 4 nodes live, 3 are needed to commit"
     assert "only 0 of 1" in hopeless([known(None, death="exit code 2")])
+
+
+def test_a_node_that_is_killed_is_started_again_and_one_that_fails_is_not(tmp_path: Path) -> None:
+    def ended(code: int) -> NodeProcess:
+        process = subprocess.Popen([sys.executable, "-c", SLEEP if code < 0 else f"exit({code})"])
+        if code < 0:
+            process.send_signal(-code)
+        process.wait()
+        return NodeProcess(tmp_path, "127.0.0.1:1", process)
+
+    async def deaths() -> list[tuple[int, str]]:
+        channel = open_channel("127.0.0.1:1")
+        node = Watched(ended(-9), channel, restart=lambda: ended(1))
+        seen = []
+        for _ in range(2):
+            await node.poll()
+            seen.append((node.restarts, node.death))
+        await channel.close()
+        return seen
+
+    assert asyncio.run(deaths()) == [(1, ""), (1, "exit code 1")]
