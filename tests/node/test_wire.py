@@ -1,0 +1,86 @@
+"""Frames from a peer are checked before they become values; what is checked survives a round."""
+
+from contextlib import suppress
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.node.errors import PeerError
+from shoal.node.wire import (
+    Announced,
+    ConsensusMessage,
+    Frame,
+    Hello,
+    LinkMessage,
+    Ping,
+    Pong,
+    Proof,
+    SummaryMessage,
+    WantCheckpoint,
+    WantDelta,
+    WantGenesis,
+    make_fetch,
+    make_frame,
+    parse_fetch,
+    parse_frame,
+)
+
+ids = st.binary(min_size=32, max_size=32)
+sequences = st.integers(1, 2**62)
+references = st.tuples(ids, sequences, ids)
+messages = st.one_of(
+    st.builds(
+        Hello, st.integers(0, 2**32 - 1), ids, ids, ids, st.text(st.characters(codec="ascii"))
+    ),
+    st.builds(Proof, st.binary(min_size=64, max_size=64)),
+    st.builds(Announced, st.lists(references, max_size=20).map(tuple)),
+    st.builds(
+        SummaryMessage,
+        st.integers(0, 2**62),
+        st.dictionaries(ids, st.tuples(st.integers(0, 2**62), st.binary(max_size=128)), max_size=5),
+    ),
+    st.builds(ConsensusMessage, st.binary(max_size=500)),
+    st.builds(Ping, st.integers(0, 2**64 - 1)),
+    st.builds(Pong, st.integers(0, 2**64 - 1)),
+)
+wants = st.one_of(
+    st.builds(WantDelta, st.tuples(ids, sequences, st.one_of(st.just(b""), ids))),
+    st.builds(WantCheckpoint, st.integers(0, 2**62)),
+    st.just(WantGenesis()),
+)
+
+
+@given(message=messages)
+def test_what_is_said_is_what_is_heard(message: object) -> None:
+    frame = make_frame(message)  # type: ignore[arg-type]
+    assert parse_frame(Frame.FromString(frame.SerializeToString())) == message
+
+
+@given(want=wants)
+def test_requests_too(want: WantDelta | WantCheckpoint | WantGenesis) -> None:
+    assert parse_fetch(make_fetch(bytes(32), want)) == want
+
+
+@given(data=st.binary(max_size=300))
+def test_arbitrary_bytes_are_refused_or_are_a_message(data: bytes) -> None:
+    with suppress(DecodeError, PeerError):
+        message = parse_frame(Frame.FromString(data))
+        assert parse_frame(make_frame(message)) == message
+
+
+def test_too_much_of_anything_is_refused() -> None:
+    reference = (bytes(32), 1, bytes(32))
+    too_much: list[LinkMessage] = [
+        Announced((reference,) * 1025),
+        SummaryMessage(1, {bytes([a, b]) * 16: (1, b"") for a in range(5) for b in range(250)}),
+        SummaryMessage(1, {bytes(32): (1, bytes(129))}),
+        ConsensusMessage(bytes((1 << 20) + 1)),
+        Hello(1, bytes(32), bytes(32), bytes(32), "a" * 256),
+        Announced(((bytes(31), 1, bytes(32)),)),
+        Announced(((bytes(32), 0, bytes(32)),)),
+    ]
+    for message in too_much:
+        with pytest.raises(PeerError):
+            parse_frame(make_frame(message))
