@@ -20,6 +20,7 @@ from shoal.compression.codec import encode
 from shoal.compression.residual import Residual
 from shoal.compression.select import NonFiniteError, select
 from shoal.gossip.delta import Delta, make_delta
+from shoal.gossip.errors import DeltaError
 from shoal.gossip.parameters import EpochParameters, clip_scales
 from shoal.node.genesis import MeshParameters
 from shoal.node.identity import Identity
@@ -27,6 +28,10 @@ from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.trainer import RoundResult, TrainerProcess
 
 log = structlog.get_logger()
+
+# While so many own deltas wait for a cut, because the mesh cannot commit, further rounds are kept in
+# the residual instead: they are said when there is somebody to hear.
+OWN_PENDING_MAX = 256
 
 
 @dataclass(slots=True)
@@ -90,13 +95,21 @@ class RoundLoop:
             self._in_flight -= 1
             delta = await self._make_delta(result)
             if delta is not None:
-                await self._publish(delta)
+                await self._publish_or_skip(delta)
             await self._start_from_anchor(result.round)
             self._order_round()
             self._note(result)
         self.facts.state = "finished"
         self.facts.ended_at = asyncio.get_running_loop().time()
         log.info("training.finished", rounds=self.facts.sequence)
+
+    async def _publish_or_skip(self, delta: Delta) -> None:
+        try:
+            await self._publish(delta)
+        except DeltaError as error:
+            # Others would refuse it too: a step too far, or a membership that ended.
+            log.error("round.refused", round=delta.header.sequence, why=str(error))
+            await self._model.compute(self.residual.clear)
 
     async def _make_delta(self, result: RoundResult) -> Delta | None:
         """Residual, selection, compression, signature: the delta of one finished round."""
@@ -108,6 +121,9 @@ class RoundLoop:
         except NonFiniteError:
             log.error("round.skipped", round=result.round, why="its delta is not finite")
             await self._model.compute(self.residual.clear)
+            return None
+        if frame is None:
+            log.warning("round.held-back", round=result.round, why="too many wait for a cut")
             return None
         self.facts.sequence += 1
         return make_delta(
@@ -121,8 +137,10 @@ class RoundLoop:
             sign=self._identity.sign,
         )
 
-    def _compress(self, delta: torch.Tensor, parameters: EpochParameters) -> bytes:
+    def _compress(self, delta: torch.Tensor, parameters: EpochParameters) -> bytes | None:
         self.residual.absorb(delta)
+        if self._model.book.pending_of(self._identity.node_id) >= OWN_PENDING_MAX:
+            return None
         kept = select(self.residual.error, self._model.schema.layout, parameters.kept_per_chunk)
         self.residual.subtract(kept, clip_scales(parameters, kept))
         frame = encode(kept)

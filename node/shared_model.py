@@ -39,8 +39,9 @@ from shoal.node.identity import verify
 log = structlog.get_logger()
 T = TypeVar("T")
 
-# Deltas made under a height that is not committed here yet wait for it; at most so many do.
-WAITING_MAX = 1024
+# Deltas made under a height that is not committed here yet wait for it, up to so many bytes; what
+# does not fit is pulled again later.
+WAITING_BYTES_MAX = 64 << 20
 # Settled deltas stay on disk for so many heights, for those who are behind.
 RETAINED_HEIGHTS = 8
 # (id, shard tokens, share in thousandths) of each member, as the ledger has them.
@@ -196,7 +197,8 @@ class SharedModel:
         if delta.header.height > self.height + 1 + self.mesh.staleness:
             raise DeltaError("future", f"made under height {delta.header.height}")
         await self.compute(lambda: delta.require_signature(verify))
-        if len(self._waiting) < WAITING_MAX:
+        waiting = sum(len(other.frame) for other in self._waiting.values())
+        if waiting + len(delta.frame) <= WAITING_BYTES_MAX:
             self._waiting[delta.header.id] = delta
 
     def _open(self, delta: Delta, book: DeltaBook | None = None) -> _Opened:

@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]
 
 
 def test_a_mesh_of_processes_lives_through_a_kill_and_a_join(tmp_path: Path) -> None:
-    directories = found_mesh(tmp_path / "mesh", local_steps=4, rounds_per_checkpoint=2)
+    # Enough steps that a round takes a good part of a second, as small as the model is.
+    directories = found_mesh(tmp_path / "mesh", local_steps=150, rounds_per_checkpoint=2)
     addresses = [load_settings(directory).node.listen for directory in directories]
     processes = [run_node(directory) for directory in directories]
     try:
