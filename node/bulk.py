@@ -28,7 +28,8 @@ from shoal.proto.mesh_pb2 import Chunk
 if TYPE_CHECKING:
     from shoal.proto.mesh_pb2_grpc import MeshAsyncStub
 
-# A transfer that makes no progress for this long has failed; a slow one has not.
+# A transfer that makes no progress for this long has failed; a slow one has not. It is asked of
+# neighbours with a live link, so a channel that is still connecting is waited for as well.
 STALL_TIMEOUT_S = 10.0
 
 
@@ -75,7 +76,7 @@ async def fetch_delta(
     stub: "MeshAsyncStub", mesh_id: bytes, reference: Reference, *, limit_bytes: int
 ) -> bytes:
     """Return a delta's blob from another member; raises FetchFailed or PeerError."""
-    call = stub.Fetch(make_fetch(mesh_id, WantDelta(reference)))
+    call = stub.Fetch(make_fetch(mesh_id, WantDelta(reference)), wait_for_ready=True)
     try:
         return await _collect(aiter(call), limit_bytes=limit_bytes)
     finally:
@@ -90,7 +91,7 @@ async def fetch_checkpoint(
     `check` sees the proof before any anchor arrives: it raises PeerError, or returns how many
     bytes of anchor are due (0 hangs up at once).
     """
-    call = stub.Fetch(make_fetch(mesh_id, WantCheckpoint(height)))
+    call = stub.Fetch(make_fetch(mesh_id, WantCheckpoint(height)), wait_for_ready=True)
     try:
         stream = aiter(call)
         parts = parse_checkpoint_header(await _first(stream))
@@ -104,7 +105,7 @@ async def fetch_genesis(
     stub: "MeshAsyncStub", check: Callable[[GenesisParts], int]
 ) -> tuple[GenesisParts, bytes]:
     """Return the genesis document with its files, and its anchor's bytes; see fetch_checkpoint."""
-    call = stub.Fetch(make_fetch(b"", WantGenesis()))
+    call = stub.Fetch(make_fetch(b"", WantGenesis()), wait_for_ready=True)
     try:
         stream = aiter(call)
         parts = parse_genesis_header(await _first(stream))

@@ -14,7 +14,6 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -274,9 +273,9 @@ class Links:
         finally:
             for task in tasks:
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(*tasks, return_exceptions=True)
             self._drop(link)
+            # A cancellation that comes in here goes on; swallowed, it would leave a dialler alive.
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _drop(self, link: _Link) -> None:
         links = self._links[link.peer]

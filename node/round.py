@@ -29,8 +29,8 @@ from shoal.node.trainer import RoundResult, TrainerProcess
 
 log = structlog.get_logger()
 
-# While so many own deltas wait for a cut, because the mesh cannot commit, further rounds are kept in
-# the residual instead: they are said when there is somebody to hear.
+# While so many own deltas wait for a cut, because the mesh cannot commit, further rounds are kept
+# in the residual instead: they are said when there is somebody to hear.
 OWN_PENDING_MAX = 256
 
 
