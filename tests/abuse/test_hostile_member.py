@@ -3,7 +3,8 @@ go on committing."""
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -61,17 +62,22 @@ ATTEMPTS: dict[str, tuple[Callable[[Hostile, bytes], None], set[str]]] = {
 }
 
 
+@asynccontextmanager
+async def besieged(
+    directories: list[Path],
+) -> AsyncIterator[tuple[list[RunningNode], Hostile, bytes]]:
+    """Three honest nodes, a hostile one linked to the first of them, and that one's id."""
+    async with running(directories[:3], rounds=0) as nodes, hostile_member(directories[3]) as evil:
+        victim = nodes[0].node.state.node_id
+        await until(lambda: victim in evil.links.connected, nodes)
+        yield nodes, evil, victim
+
+
 @pytest.mark.timeout(300)
 def test_every_attempt_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     async def story() -> None:
-        directories = found_mesh(tmp_path)
-        async with (
-            running(directories[:3], rounds=0) as nodes,
-            hostile_member(directories[3]) as evil,
-        ):
+        async with besieged(found_mesh(tmp_path)) as (nodes, evil, me):
             victim = nodes[0]
-            me = bytes.fromhex(victim.node.status().node_id)
-            await until(lambda: me in evil.links.connected, nodes)
             for attempt, reasons in ATTEMPTS.values():
                 evil.height = victim.height
                 seen = _refused(victim, reasons)
@@ -95,14 +101,8 @@ def _refused(node: RunningNode, reasons: set[str]) -> int:
 
 def test_a_stale_delta_and_a_replayed_one_are_counted(tmp_path: Path) -> None:
     async def story() -> None:
-        directories = found_mesh(tmp_path, staleness=1)
-        async with (
-            running(directories[:3], rounds=0) as nodes,
-            hostile_member(directories[3]) as evil,
-        ):
+        async with besieged(found_mesh(tmp_path, staleness=1)) as (nodes, evil, me):
             victim = nodes[0]
-            me = bytes.fromhex(victim.node.status().node_id)
-            await until(lambda: me in evil.links.connected, nodes)
             first = evil.delta(evil.frame(), sequence=1)
             evil.offer(me, first)
             key = first.header.key
@@ -119,14 +119,8 @@ def test_a_stale_delta_and_a_replayed_one_are_counted(tmp_path: Path) -> None:
 def test_two_deltas_for_one_number_are_noticed(tmp_path: Path) -> None:
     async def story() -> None:
         # No cut is due while this is watched, so the first of the two stays pending.
-        directories = found_mesh(tmp_path, rounds_per_checkpoint=200)
-        async with (
-            running(directories[:3], rounds=0) as nodes,
-            hostile_member(directories[3]) as evil,
-        ):
+        async with besieged(found_mesh(tmp_path, rounds_per_checkpoint=200)) as (nodes, evil, me):
             victim = nodes[0]
-            me = bytes.fromhex(victim.node.status().node_id)
-            await until(lambda: me in evil.links.connected, nodes)
             first, second = (evil.delta(evil.frame(seed=seed), sequence=1) for seed in (1, 2))
             evil.offer(me, first)
             await until(lambda: victim.model.book.get(first.header.key) is not None, nodes)
