@@ -10,6 +10,7 @@ import asyncio
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -49,8 +50,18 @@ def run(settings: Settings) -> int:
     return uvloop.run(run_node(settings))
 
 
-async def run_node(settings: Settings) -> int:
-    """Build a node from its directory, run it, and close everything in order."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A node built from its directory, not running yet; whoever has it closes its database."""
+
+    node: Node
+    genesis: Genesis
+    model: SharedModel
+    database: Database
+
+
+async def open_node(settings: Settings) -> Opened:
+    """Build a node from its directory; raises UserError and leaves nothing open."""
     directory = settings.node.directory
     identity = Identity.load(directory / "identity.key")
     genesis, genesis_anchor, tokenizer = load_genesis(directory / "genesis")
@@ -76,18 +87,28 @@ async def run_node(settings: Settings) -> int:
             sequence=await database.own_sequence(),
         )
         await model.restore_pending()
+    except BaseException:
+        await database.close()
+        raise
+    return Opened(node, genesis, model, database)
+
+
+async def run_node(settings: Settings) -> int:
+    """Build a node from its directory, run it, and close everything in order."""
+    opened = await open_node(settings)
+    try:
         log.info(
             "node.starting",
             version=__version__,
-            id=short(identity.node_id),
-            mesh=genesis.mesh_id.hex()[:16],
-            height=model.height,
-            boot=database.boots,
-            byzantine_tolerance=(len(genesis.validators) - 1) // 3,
+            id=short(opened.node.state.node_id),
+            mesh=opened.genesis.mesh_id.hex()[:16],
+            height=opened.model.height,
+            boot=opened.database.boots,
+            byzantine_tolerance=(len(opened.genesis.validators) - 1) // 3,
         )
-        await _serve(node, settings, genesis, model)
+        await _serve(opened.node, settings, opened.genesis, opened.model)
     finally:
-        await database.close()
+        await opened.database.close()
     return OK
 
 

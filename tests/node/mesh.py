@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from shoal.node.config import Settings, load_settings
-from shoal.node.daemon import newest_state
+from shoal.node.daemon import open_node
 from shoal.node.database import Database
 from shoal.node.founding import create_mesh
-from shoal.node.genesis import MeshParameters, load_genesis
-from shoal.node.identity import Identity
+from shoal.node.genesis import MeshParameters
 from shoal.node.node import Node
 from shoal.node.ports import free_ports
 from shoal.node.server import Server
@@ -119,34 +118,12 @@ class RunningNode:
         self._database: Database
 
     async def start(self, *, train: bool = True) -> None:
-        settings, directory = self.settings, self.directory
-        identity = Identity.load(directory / "identity.key")
-        genesis, genesis_anchor, tokenizer = load_genesis(directory / "genesis")
-        anchor, settled = newest_state(directory, genesis, genesis_anchor)
-        self._database = Database(directory / "safety.db")
-        self.model = SharedModel(
-            me=identity.node_id,
-            mesh_id=genesis.mesh_id,
-            mesh=genesis.parameters,
-            committed=anchor,
-            settled=settled,
-            database=self._database,
-        )
-        self.node = Node(
-            settings=settings,
-            identity=identity,
-            genesis=genesis,
-            tokenizer=tokenizer,
-            model=self.model,
-            database=self._database,
-            rows=await self._database.load_rows(),
-            sequence=await self._database.own_sequence(),
-        )
-        await self.model.restore_pending()
+        opened = await open_node(self.settings)
+        self.node, self.model, self._database = opened.node, opened.model, opened.database
         self._server = Server(self.node, self.node.links, self.node.meters)
-        await self._server.start(settings.node.listen, insecure=False)
-        total = genesis.schema.layout.total
-        training: Any = MadeUpTraining(total, identity.node_id[0]) if train else None
+        await self._server.start(self.settings.node.listen, insecure=False)
+        total, seed = self.model.schema.layout.total, self.node.state.node_id[0]
+        training: Any = MadeUpTraining(total, seed) if train else None
         self._work = asyncio.create_task(self.node.run(training))
 
     async def stop(self) -> None:
