@@ -29,6 +29,7 @@ from shoal.consensus.effects import (
     Committed,
     CutDue,
     Effect,
+    EpochStarted,
     Evidence,
     Propose,
     Received,
@@ -38,6 +39,7 @@ from shoal.consensus.effects import (
     TimerFired,
 )
 from shoal.consensus.errors import ConsensusError
+from shoal.consensus.evidence import evidence_of_votes
 from shoal.consensus.messages import Candidate, decode, encode
 from shoal.consensus.outbox import Outbox
 from shoal.consensus.records import Checkpoint, CheckpointRecord, operation_bytes, parse_record
@@ -51,7 +53,7 @@ MAX_DOUBLINGS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestorConfig:
-    """`me` must be one of the validators. Times in milliseconds."""
+    """`validators` are those of the first epoch it is told of. Times in milliseconds."""
 
     validators: Validators
     me: bytes
@@ -73,23 +75,12 @@ class Attestor:
         verify: Verify,
     ) -> None:
         """`rows` is everything ever persisted ({} for a first start); foreign keys are ignored."""
-        index = config.validators.index(config.me)
-        if index is None:
-            raise ValueError("only validators attest")
         self.config = config
         self.refused: Counter[str] = Counter()
-        self._me = index
-        self._validators = config.validators
-        self._verifier = Verifier(config.validators, verify)
+        self._sign = sign
         self._outbox = Outbox()
-        self._safety = SafetyRules(
-            sign=sign,
-            validators=config.validators,
-            me=index,
-            prefix=PREFIX,
-            persist=self._outbox.persist,
-        )
-        self._safety.restore(dict(rows))
+        self._vote_in(config.validators, verify)
+        self._safety.restore(rows)
         self._now_ms = 0
         # The last committed checkpoint; the height in hand is the next one.
         self._height = 0
@@ -104,10 +95,25 @@ class Attestor:
         self._seen: dict[int, Candidate] = {}
         self._checking: dict[bytes, CheckpointRecord] = {}
         self._wrong: set[bytes] = set()
+        start = self._candidate_row("")
         for key, value in sorted(rows.items()):
-            if key.startswith(f"{PREFIX}candidate/"):
+            if key.startswith(start):
                 record = parse_record(value)
                 self._own[record.height, record.attempt] = record
+
+    def _vote_in(self, validators: Validators, verify: Verify) -> None:
+        """Become one of this epoch's attestors; where we do not vote, only watch (index -1)."""
+        index = validators.index(self.config.me)
+        self._me = -1 if index is None else index
+        self._validators = validators
+        self._verifier = Verifier(validators, verify)
+        self._safety = SafetyRules(
+            sign=self._sign,
+            validators=validators,
+            me=self._me,
+            prefix=PREFIX,
+            persist=self._outbox.persist,
+        )
 
     def step(self, now_ms: int, event: AttestorEvent) -> list[Effect]:
         """Carry the effects out in order: a Persist must be durable before the next one starts."""
@@ -117,6 +123,9 @@ class Attestor:
         except ConsensusError as error:
             self.refused[error.reason] += 1
         return self._outbox.drain()
+
+    def _candidate_row(self, name: object) -> str:
+        return f"{PREFIX}candidate/{self._validators.epoch}/{name}"
 
     def _dispatch(self, event: AttestorEvent) -> None:
         match event:
@@ -132,7 +141,7 @@ class Attestor:
                 if self._outbox.expired(name, self._now_ms):
                     self._on_timer(name)
             case CutDue(height):
-                if height == self._height + 1 and self._attempt is None:
+                if self._me >= 0 and height == self._height + 1 and self._attempt is None:
                     self._begin(0)
             case CandidateReady(record):
                 self._on_candidate_ready(record)
@@ -140,6 +149,8 @@ class Attestor:
                 self._on_checked(digest, ok)
             case Committed(height, digest):
                 self._on_committed(height, digest)
+            case EpochStarted(validators):
+                self._on_epoch(validators)
             case Started():
                 pass
 
@@ -176,11 +187,13 @@ class Attestor:
         key = (record.height, record.attempt)
         if record.height != self._height + 1 or key in self._own:
             return
+        if self._validators.proposer(*key) != self._me:
+            # Asked for in an epoch that has ended meanwhile.
+            return
         assert record.parent == self._parent, "a candidate builds on the last checkpoint"
         assert record.proposer == self.config.me, "a candidate is its proposer's"
-        assert self._validators.proposer(*key) == self._me, "not our turn"
         self._own[key] = record
-        self._outbox.persist(f"{PREFIX}candidate/{key[0]}/{key[1]}", record.to_bytes())
+        self._outbox.persist(self._candidate_row(f"{key[0]}/{key[1]}"), record.to_bytes())
         self._announce(record)
 
     def _announce(self, record: CheckpointRecord) -> None:
@@ -200,6 +213,8 @@ class Attestor:
 
     def _on_candidate(self, candidate: Candidate) -> None:
         vote, record = candidate.vote, candidate.record
+        if self._me < 0:
+            raise ConsensusError("not-a-validator")
         self._require_candidate(candidate)
         known = self._seen.setdefault(record.attempt, candidate)
         if known.vote.digest != vote.digest:
@@ -207,6 +222,8 @@ class Attestor:
             self._outbox.add(
                 Evidence("candidate-equivocation", key, encode(known), encode(candidate))
             )
+            eviction = evidence_of_votes(known.vote, vote, key)
+            self._outbox.add(Submit(operation_bytes(eviction)))
             raise ConsensusError("equivocation")
         if self._attempt is None:
             self._begin(record.attempt)
@@ -269,12 +286,25 @@ class Attestor:
         """This height is settled, whoever's record it was: forget it and wait for the next cut."""
         if height <= self._height:
             return
-        self._height, self._parent, self._attempt = height, digest, None
+        self._height, self._parent = height, digest
+        self._start_over(height)
+        self._safety.forget(height)
+
+    def _on_epoch(self, validators: Validators) -> None:
+        """What the old set attested is worth nothing in the new one: begin this height again."""
+        if validators == self._validators:
+            return
+        self._start_over(2**64)
+        self._safety.retire()
+        self._vote_in(validators, self._verifier.verify)
+
+    def _start_over(self, height: int) -> None:
+        """Forget the height in hand, and the own candidates up to this one."""
+        self._attempt = None
         self._attestations, self._certified = {}, None
         self._seen, self._checking, self._wrong = {}, {}, set()
         self._outbox.cancel_timer("attempt")
         self._outbox.cancel_timer("resend")
-        self._safety.forget(height)
         for key in [key for key in self._own if key[0] <= height]:
             del self._own[key]
-            self._outbox.persist(f"{PREFIX}candidate/{key[0]}/{key[1]}", None)
+            self._outbox.persist(self._candidate_row(f"{key[0]}/{key[1]}"), None)

@@ -13,6 +13,7 @@ has executed more since the last answer.
 from dataclasses import replace
 
 from shoal.consensus.certificate import check_certificate
+from shoal.consensus.epoch_change import announce_ready, on_epochs, own_ready
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.execution import (
     execute_ready,
@@ -20,6 +21,7 @@ from shoal.consensus.execution import (
     on_stability_certificate,
 )
 from shoal.consensus.messages import (
+    MAX_LINKS,
     MAX_WANTED,
     OBSERVER,
     SLOT_COMMITTED,
@@ -27,6 +29,7 @@ from shoal.consensus.messages import (
     SLOT_PROPOSED,
     STATUS_DOMAIN,
     CommitProof,
+    Epochs,
     PrePrepare,
     Request,
     Stability,
@@ -53,6 +56,7 @@ def on_status_timer(core: Core) -> None:
         return
     if core.safety is not None and not core.active:
         core.broadcast(core.own_view_changes[core.view])
+    announce_ready(core)
     for _, waiting in core.pending.items()[:REQUESTS_PER_STATUS]:
         core.broadcast(Request(waiting.data))
 
@@ -61,7 +65,7 @@ def build_status(core: Core) -> Status:
     """What we hold and what we lack, signed unless we only observe."""
     slots = bytes(
         _slot_flags(core, sequence)
-        for sequence in range(core.executed + 1, core.low + core.config.window + 1)
+        for sequence in range(core.executed + 1, core.low + core.window + 1)
     )
     status = Status(
         epoch=core.validators.epoch,
@@ -101,33 +105,70 @@ def _wanted(core: Core) -> list[bytes]:
 
 def on_status(core: Core, link: bytes, status: Status) -> None:
     """STATUS from a validator, by its signature, or from an observer, by the link it came on."""
+    if status.epoch > core.epoch:
+        # The peer is in an epoch that we have not reached: it can tell us how we get there.
+        if _may_answer(core, link, status):
+            core.send(link, build_status(core))
+        raise ConsensusError("later-epoch", str(status.epoch))
+    if status.epoch < core.epoch:
+        # Signed by a set that is history. What we send proves itself, so the link's word will do.
+        if link != core.config.me and _may_answer(core, link, status):
+            _send_epochs(core, link, status)
+        return
     validators = core.validators
-    if status.epoch != validators.epoch:
-        raise ConsensusError("wrong-epoch")
     peer = link
     if status.signer != OBSERVER:
         message = sealed_bytes(STATUS_DOMAIN, validators.mesh_id, status.body())
         if not core.verifier.check(status.signer, message, status.signature):
             raise ConsensusError("bad-signature", "status")
         peer = validators.keys[status.signer]
-    if peer == core.config.me:
+    if peer == core.config.me or not _may_answer(core, peer, status):
         return
-    last_ms, last_executed = core.answered.get(peer, (-core.config.timeout_ms, -1))
-    progressed = last_executed < status.executed <= core.executed
-    if core.now_ms - last_ms < core.config.timeout_ms // 4 and not progressed:
-        return
-    core.answered.pop(peer, None)
-    core.answered[peer] = (core.now_ms, status.executed)
-    if len(core.answered) > MAX_ANSWERED_PEERS:
-        del core.answered[next(iter(core.answered))]
+    if status.executed == core.start and core.ready is not None:
+        core.send(peer, Epochs((), core.ready))
     _send_decisions(core, peer, status)
     if status.signer == OBSERVER or core.safety is None:
         return
+    own = own_ready(core)
+    if own is not None and status.executed == core.start and core.ready is None:
+        core.send(peer, own)
     _send_view_help(core, peer, status)
     _send_votes(core, peer, status)
     _send_bodies(core, peer, status)
     if status.executed > core.executed or status.low > core.low or status.view > core.view:
         core.send(peer, build_status(core))
+
+
+def _may_answer(core: Core, peer: bytes, status: Status) -> bool:
+    """Whether this peer's turn has come again; if so it is noted that it was answered now."""
+    last_ms, last_executed = core.answered.get(peer, (-core.config.timeout_ms, -1))
+    progressed = last_executed < status.executed <= core.executed
+    if core.now_ms - last_ms < core.config.timeout_ms // 4 and not progressed:
+        return False
+    core.answered.pop(peer, None)
+    core.answered[peer] = (core.now_ms, status.executed)
+    if len(core.answered) > MAX_ANSWERED_PEERS:
+        del core.answered[next(iter(core.answered))]
+    return True
+
+
+def _send_epochs(core: Core, peer: bytes, status: Status) -> None:
+    """To a peer in an earlier epoch: what was decided there, and the way into the next ones."""
+    first = status.epoch + 1
+    numbers = range(first, min(core.epochs.last, first + MAX_LINKS - 1) + 1)
+    links = tuple(core.epochs.link(number) for number in numbers)
+    if status.executed + 1 in core.decisions:
+        size, sequence = 0, status.executed + 1
+        while sequence <= links[0].record.start and size <= ANSWER_BYTES:
+            decision = core.decisions[sequence]
+            core.send(peer, CommitProof(decision.operation, decision.certificate))
+            size += len(decision.operation)
+            sequence += 1
+        core.send(peer, Epochs(links[:1]))
+        return
+    core.send(peer, Epochs(links))
+    if status.executed < core.low and numbers[-1] >= core.epoch and core.stability is not None:
+        core.send(peer, Stability(core.stability, core.snapshot))
 
 
 def _send_decisions(core: Core, peer: bytes, status: Status) -> None:
@@ -140,7 +181,7 @@ def _send_decisions(core: Core, peer: bytes, status: Status) -> None:
     elif status.low < core.low <= position and core.stability is not None:
         core.send(peer, Stability(core.stability))
     size = 0
-    for sequence in range(position + 1, position + core.config.window + 1):
+    for sequence in range(position + 1, position + core.window + 1):
         decision = core.decisions.get(sequence)
         if decision is None or size > ANSWER_BYTES:
             return
@@ -206,7 +247,7 @@ def on_commit_proof(core: Core, message: CommitProof) -> None:
         raise ConsensusError("not-a-commit-certificate")
     if sequence <= core.executed:
         return
-    if sequence > core.executed + 2 * core.config.window:
+    if sequence > core.executed + 2 * core.window:
         raise ConsensusError("outside-window", str(sequence))
     if operation_digest(message.operation) != certificate.digest:
         raise ConsensusError("digest-mismatch")
@@ -221,8 +262,14 @@ def on_stability(core: Core, message: Stability) -> None:
     """A stability certificate, perhaps with the ledger that it certifies."""
     certificate = message.certificate
     on_stability_certificate(core, certificate)
-    if message.ledger and core.executed < certificate.sequence:
+    if message.ledger and core.executed < certificate.sequence and core.low < certificate.sequence:
         install_snapshot(core, certificate, message.ledger)
+
+
+def on_epoch_proofs(core: Core, message: Epochs) -> None:
+    """Proofs of later epochs: where they end our own, go there or fetch what is missing."""
+    for certificate in on_epochs(core, message):
+        on_stability_certificate(core, certificate)
 
 
 def on_request(core: Core, operation: bytes) -> bool:

@@ -1,6 +1,6 @@
 """Certificates: a quorum's signatures over one vote, in a form that a stranger can check.
 
-One object serves four purposes: prepared (kind PREPARE), committed, stable and attested. In a
+One object serves five purposes: prepared (kind PREPARE), committed, stable, attested, ready. In a
 prepared certificate the primary's PRE-PREPARE signature counts as its vote, over the same
 digest, so that certificate is Q signatures of two kinds (consensus.md 1.2).
 
@@ -20,7 +20,13 @@ from shoal.consensus.validators import Validators, Verifier, Verify
 from shoal.consensus.votes import Vote, VoteKind, vote_bytes
 
 _HEADER = struct.Struct(">BQQQ32sI")
-CERTIFIED_KINDS = (VoteKind.PREPARE, VoteKind.COMMIT, VoteKind.STABLE, VoteKind.ATTEST)
+CERTIFIED_KINDS = (
+    VoteKind.PREPARE,
+    VoteKind.COMMIT,
+    VoteKind.STABLE,
+    VoteKind.ATTEST,
+    VoteKind.READY,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +88,45 @@ def certify(kind: VoteKind, votes: Iterable[Vote]) -> Certificate:
     )
 
 
-def signed_kind(certificate: Certificate, signer: int, validators: Validators) -> VoteKind:
-    """The kind that this signer signed: in a prepared certificate the primary pre-prepared."""
-    prepared = certificate.kind is VoteKind.PREPARE
-    if prepared and signer == validators.primary(certificate.view):
-        return VoteKind.PRE_PREPARE
-    return certificate.kind
+def possible_proposers(certificate: Certificate, validators: Validators) -> list[int]:
+    """Whose PRE-PREPARE a prepared certificate may hold.
+
+    What is new at a sequence is proposed by the primary whose turn it is there; what a NEW-VIEW
+    carries over is proposed by the validator that starts the view. Which of them it was does not
+    matter for safety, since each backup prepares one digest per view and sequence.
+    """
+    view, sequence = certificate.view, certificate.sequence
+    either = {validators.primary(view, sequence), validators.leader(view)}
+    return sorted(either & set(certificate.signers))
+
+
+def _check_signatures(
+    certificate: Certificate, verifier: Verifier, proposer: int | None = None
+) -> None:
+    for signer, signature in zip(certificate.signers, certificate.signatures, strict=True):
+        message = vote_bytes(
+            VoteKind.PRE_PREPARE if signer == proposer else certificate.kind,
+            mesh_id=verifier.validators.mesh_id,
+            epoch=certificate.epoch,
+            view=certificate.view,
+            sequence=certificate.sequence,
+            digest=certificate.digest,
+        )
+        if not verifier.check(signer, message, signature):
+            raise ConsensusError("bad-signature", f"signer {signer} of a certificate")
+
+
+def _check_prepared(certificate: Certificate, verifier: Verifier) -> None:
+    proposers = possible_proposers(certificate, verifier.validators)
+    if not proposers:
+        raise ConsensusError("no-pre-prepare")
+    for proposer in proposers:
+        try:
+            _check_signatures(certificate, verifier, proposer)
+            return
+        except ConsensusError:
+            if proposer == proposers[-1]:
+                raise
 
 
 def check_certificate(certificate: Certificate, verifier: Verifier) -> None:
@@ -102,22 +141,12 @@ def check_certificate(certificate: Certificate, verifier: Verifier) -> None:
         raise ConsensusError("unknown-signer")
     if len(signers) < validators.quorum:
         raise ConsensusError("no-quorum", f"{len(signers)} of {validators.quorum}")
-    if certificate.kind is VoteKind.PREPARE:
-        if validators.primary(certificate.view) not in signers:
-            raise ConsensusError("no-pre-prepare")
-    elif certificate.kind is VoteKind.STABLE and certificate.view != 0:
+    if certificate.kind in (VoteKind.STABLE, VoteKind.READY) and certificate.view != 0:
         raise ConsensusError("stable-has-no-view")
-    for signer, signature in zip(signers, certificate.signatures, strict=True):
-        message = vote_bytes(
-            signed_kind(certificate, signer, validators),
-            mesh_id=validators.mesh_id,
-            epoch=certificate.epoch,
-            view=certificate.view,
-            sequence=certificate.sequence,
-            digest=certificate.digest,
-        )
-        if not verifier.check(signer, message, signature):
-            raise ConsensusError("bad-signature", f"signer {signer} of a certificate")
+    if certificate.kind is VoteKind.PREPARE:
+        _check_prepared(certificate, verifier)
+    else:
+        _check_signatures(certificate, verifier)
 
 
 def verify_certificate(certificate: Certificate, validators: Validators, verify: Verify) -> None:

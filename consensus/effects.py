@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from shoal.consensus.certificate import Certificate
 from shoal.consensus.ledger import Ledger, Result
 from shoal.consensus.records import CheckpointRecord, Operation
+from shoal.consensus.validators import Validators
 
 Row = tuple[str, bytes | None]
 
@@ -113,6 +114,14 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochStarted:
+    """From here on these validators vote, and Broadcast is to them. Told first after a start."""
+
+    validators: Validators
+    parameters: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Two signed statements that no honest validator makes, or one invalid one and b""."""
 
@@ -152,7 +161,9 @@ class Committed:
     digest: bytes
 
 
-AttestorEvent = Started | Received | TimerFired | CutDue | CandidateReady | Checked | Committed
+AttestorEvent = (
+    Started | Received | TimerFired | CutDue | CandidateReady | Checked | Committed | EpochStarted
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +184,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A certified checkpoint operation: feed it to the Replica as Submitted."""
+    """A certified checkpoint or an eviction: feed it to the Replica as Submitted."""
 
     operation: bytes
 
@@ -186,6 +197,7 @@ Effect = (
     | CancelTimer
     | Decided
     | Restored
+    | EpochStarted
     | Evidence
     | Propose
     | Check

@@ -9,11 +9,18 @@ vote again, or a mesh with exactly Q alive never moves its window; and a stabili
 counts even for a replica that never voted for it.
 """
 
-from shoal.consensus.certificate import Certificate, certify, check_certificate
+from shoal.consensus.certificate import (
+    Certificate,
+    certify,
+    check_certificate,
+    verify_certificate,
+)
 from shoal.consensus.effects import Decided, Restored
+from shoal.consensus.epoch_change import begin_epoch, drop_settled
+from shoal.consensus.epochs import EpochLink
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.fields import blob, u8
-from shoal.consensus.ledger import Executed, Ledger, Result, ledger_digest
+from shoal.consensus.ledger import Executed, Ledger, Result, ledger_digest, split_snapshot
 from shoal.consensus.records import parse_operation
 from shoal.consensus.state import Core, Decision
 from shoal.consensus.votes import Vote, VoteKind, require_signature
@@ -50,15 +57,8 @@ def _execute(core: Core, certificate: Certificate, body: bytes) -> None:
     core.backoff = max(0, core.backoff - 1)
     core.next_sequence = max(core.next_sequence, sequence + 1)
     drop_settled(core)
-    if sequence % core.config.stability_interval == 0:
+    if sequence % core.interval == 0:
         reach_stability_point(core)
-
-
-def drop_settled(core: Core) -> None:
-    """Forget pending operations whose turn has passed; nobody needs to order those."""
-    for digest, waiting in core.pending.items():
-        if core.ledger.check(waiting.operation, digest) is not None:
-            core.pending.discard(digest)
 
 
 def reach_stability_point(core: Core) -> None:
@@ -83,7 +83,7 @@ def on_stable(core: Core, vote: Vote) -> None:
     """A STABLE vote: remember it, and move the watermark once Q agree."""
     if vote.sequence <= core.low:
         return
-    if vote.sequence % core.config.stability_interval or vote.view != 0:
+    if vote.sequence % core.interval or vote.view != 0:
         raise ConsensusError("not-a-stability-point", str(vote.sequence))
     require_signature(vote, core.verifier)
     known = core.stable_votes.get(vote.signer, {}).get(vote.sequence)
@@ -111,10 +111,15 @@ def on_stability_certificate(core: Core, certificate: Certificate) -> None:
     """A stability certificate from anywhere: valid is enough, our own vote is not needed."""
     if certificate.kind is not VoteKind.STABLE:
         raise ConsensusError("not-a-stability-certificate")
-    if certificate.sequence % core.config.stability_interval:
+    if certificate.sequence % core.interval:
         raise ConsensusError("not-a-stability-point", str(certificate.sequence))
     if certificate.sequence > core.low:
-        check_certificate(certificate, core.verifier)
+        if certificate.epoch == core.epoch:
+            check_certificate(certificate, core.verifier)
+        else:
+            # An epoch that is proved to us and that we have not reached yet.
+            validators = core.epochs.validators(certificate.epoch)
+            verify_certificate(certificate, validators, core.verifier.verify)
         adopt_stability(core, certificate)
 
 
@@ -143,6 +148,9 @@ def _move_watermark(core: Core, certificate: Certificate, snapshot: bytes) -> No
         core.safety.forget(sequence)
     _forget_log(core, sequence)
     core.next_sequence = max(core.next_sequence, sequence + 1)
+    epoch, body_digest = split_snapshot(snapshot)
+    if epoch.number > core.epoch:
+        begin_epoch(core, EpochLink(epoch, body_digest, certificate))
 
 
 def _forget_log(core: Core, low: int) -> None:

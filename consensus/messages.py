@@ -1,6 +1,6 @@
 """The messages of the protocol and their only encoding, used by the daemon and the simulator.
 
-The first byte is the kind; kinds below 7 are votes (votes.py). Whoever sent a message is whoever
+The first byte is the kind; kinds below 16 are votes (votes.py). Whoever sent a message is whoever
 signed it: the link that it came over decides nothing but where an answer to an observer goes.
 
 Decoding checks bounds before it allocates and knows nothing of keys; `ConsensusError` is all
@@ -13,7 +13,9 @@ import struct
 from dataclasses import dataclass
 
 from shoal.consensus.certificate import Certificate, read_certificate
+from shoal.consensus.epochs import MAX_LINK_BYTES, EpochLink, parse_link
 from shoal.consensus.errors import ConsensusError
+from shoal.consensus.evidence import Statement, set_of
 from shoal.consensus.fields import (
     DIGEST_BYTES,
     SIGNATURE_BYTES,
@@ -26,12 +28,14 @@ from shoal.consensus.fields import (
 from shoal.consensus.ledger import MAX_LEDGER_BYTES
 from shoal.consensus.quorum import MAX_VALIDATORS
 from shoal.consensus.records import MAX_OPERATION_BYTES, CheckpointRecord, read_record
+from shoal.consensus.validators import Verifier
 from shoal.consensus.votes import Vote, VoteKind, read_vote, vote_bytes
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "Candidate",
     "CommitProof",
+    "Epochs",
     "Message",
     "NewView",
     "PrePrepare",
@@ -48,11 +52,12 @@ __all__ = [
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_WINDOW = 16
 MAX_WANTED = 2 * MAX_WINDOW
+MAX_LINKS = 16
 # The signer of a STATUS from somebody who is not a validator: it is not signed, and it is
 # answered only with things that carry their own proof.
 OBSERVER = 255
 
-_VIEW_CHANGE, _NEW_VIEW, _STATUS, _COMMIT_PROOF, _STABILITY, _REQUEST = range(7, 13)
+_VIEW_CHANGE, _NEW_VIEW, _STATUS, _COMMIT_PROOF, _STABILITY, _REQUEST, _EPOCHS = range(16, 23)
 
 _STATUS_HEADER = struct.Struct(">QQBQQI")
 
@@ -198,6 +203,14 @@ class Request:
     operation: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """Proofs of epochs in ascending order, and that the last of them has started (or None)."""
+
+    links: tuple[EpochLink, ...]
+    ready: Certificate | None = None
+
+
 Message = (
     Vote
     | PrePrepare
@@ -208,6 +221,7 @@ Message = (
     | CommitProof
     | Stability
     | Request
+    | Epochs
 )
 
 
@@ -242,6 +256,10 @@ def encode(message: Message) -> bytes:
             return u8(_STABILITY) + certificate.to_bytes() + blob(ledger)
         case Request(operation):
             return u8(_REQUEST) + operation
+        case Epochs(links, ready):
+            proof = ready.to_bytes() if ready else b""
+            parts = [blob(link.to_bytes()) for link in links]
+            return u8(_EPOCHS) + u16(len(parts)) + b"".join(parts) + u8(ready is not None) + proof
 
 
 def decode(data: bytes) -> Message:
@@ -261,22 +279,29 @@ def _read_message(kind: int, reader: Reader, data: bytes) -> Message:
             return PrePrepare(vote, reader.blob(MAX_OPERATION_BYTES))
         case VoteKind.CANDIDATE:
             return Candidate(read_vote(VoteKind.CANDIDATE, reader), read_record(reader))
-        case VoteKind.PREPARE | VoteKind.COMMIT | VoteKind.STABLE | VoteKind.ATTEST:
+        case (
+            VoteKind.PREPARE | VoteKind.COMMIT | VoteKind.STABLE | VoteKind.ATTEST | VoteKind.READY
+        ):
             return read_vote(VoteKind(kind), reader)
-        case 7:
+        case _ if kind == _VIEW_CHANGE:
             return read_view_change(reader)
-        case 8:
+        case _ if kind == _NEW_VIEW:
             return _read_new_view(reader)
-        case 9:
+        case _ if kind == _STATUS:
             return _read_status(reader)
-        case 10:
+        case _ if kind == _COMMIT_PROOF:
             return CommitProof(reader.blob(MAX_OPERATION_BYTES), read_certificate(reader))
-        case 11:
+        case _ if kind == _STABILITY:
             return Stability(read_certificate(reader), reader.blob(MAX_LEDGER_BYTES))
-        case 12:
+        case _ if kind == _REQUEST:
             if len(data) - 1 > MAX_OPERATION_BYTES:
                 raise ConsensusError("too-large", "requested operation")
             return Request(reader.take(len(data) - 1))
+        case _ if kind == _EPOCHS:
+            links = tuple(
+                parse_link(reader.blob(MAX_LINK_BYTES)) for _ in range(reader.count(MAX_LINKS))
+            )
+            return Epochs(links, read_certificate(reader) if reader.flag() else None)
         case _:
             raise ConsensusError("unknown-message", str(kind))
 
@@ -300,6 +325,22 @@ def parse_view_change(data: bytes) -> ViewChange:
     change = read_view_change(reader)
     reader.end()
     return change
+
+
+def read_view_change_statement(data: bytes, verifier: Verifier) -> Statement | None:
+    """A VIEW-CHANGE as a piece of evidence: its signer may send one per epoch and view."""
+    try:
+        change = parse_view_change(data)
+    except ConsensusError:
+        return None
+    validators = set_of(change.epoch, verifier)
+    if validators is None or change.signer >= validators.n:
+        return None
+    key, body = validators.keys[change.signer], change.body()
+    message = sealed_bytes(VIEW_CHANGE_DOMAIN, validators.mesh_id, body)
+    if not verifier.verify(key, message, change.signature):
+        return None
+    return Statement(key, u64(change.epoch) + u64(change.view), body)
 
 
 def _read_new_view(reader: Reader) -> NewView:

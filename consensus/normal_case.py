@@ -10,10 +10,10 @@ it": validity is the deterministic, stateless part alone (ADR 0002).
 from shoal.consensus.certificate import certify
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.execution import execute_ready
-from shoal.consensus.ledger import validate
 from shoal.consensus.messages import PrePrepare
-from shoal.consensus.records import operation_digest, parse_operation
+from shoal.consensus.records import NULL_DIGEST, operation_digest, parse_operation
 from shoal.consensus.state import Core
+from shoal.consensus.validity import validate
 from shoal.consensus.view_start import leave_view
 from shoal.consensus.votes import Vote, VoteKind, require_signature
 
@@ -22,32 +22,50 @@ COMMIT_VIEWS_PER_SIGNER = 4
 
 
 def propose(core: Core) -> None:
-    """As primary, give pending operations the next free sequences inside the window."""
-    if core.safety is None or not core.active or not core.is_primary:
+    """As primary, give pending operations the next free sequences up to the horizon.
+
+    Where the ledger says that the epoch is to end, what is left of it is filled with nothing.
+    """
+    if core.safety is None or not core.active or not _is_our_turn(core):
         return
     in_flight = {proposal.digest for proposal in core.open_proposals().values()}
     for digest, waiting in core.pending.items():
-        if not core.in_window(core.next_sequence):
+        if not _is_our_turn(core):
             return
-        if digest in in_flight or digest not in core.pending:
-            continue
-        sequence = core.next_sequence
-        core.next_sequence += 1
-        vote = core.safety.vote(
-            VoteKind.PRE_PREPARE, view=core.view, sequence=sequence, digest=digest
-        )
-        core.keep_body(sequence, digest, waiting.data)
-        core.persist(f"accept/{sequence}", vote.to_bytes())
-        core.slot(sequence).proposal = vote
-        core.broadcast(PrePrepare(vote, waiting.data))
-        check_prepared(core, sequence)
+        if digest not in in_flight and digest in core.pending:
+            _propose_one(core, digest, waiting.data)
+    while core.ledger.boundary >= core.next_sequence and _is_our_turn(core):
+        _propose_one(core, NULL_DIGEST, b"")
+
+
+def _is_our_turn(core: Core) -> bool:
+    """Whether the next free sequence may be proposed now, and by us."""
+    assert core.safety is not None
+    sequence = core.next_sequence
+    return (
+        core.in_window(sequence)
+        and sequence <= core.horizon
+        and core.proposer(sequence) == core.safety.me
+    )
+
+
+def _propose_one(core: Core, digest: bytes, operation: bytes) -> None:
+    assert core.safety is not None
+    sequence = core.next_sequence
+    core.next_sequence += 1
+    vote = core.safety.vote(VoteKind.PRE_PREPARE, view=core.view, sequence=sequence, digest=digest)
+    core.keep_body(sequence, digest, operation)
+    core.persist(f"accept/{sequence}", vote.to_bytes())
+    core.slot(sequence).proposal = vote
+    core.broadcast(PrePrepare(vote, operation))
+    check_prepared(core, sequence)
 
 
 def on_pre_prepare(core: Core, message: PrePrepare) -> None:
     """PRE-PREPARE from the primary of our view: promise it the slot, and say so."""
     vote = message.vote
     _require_current(core, vote)
-    if vote.signer != core.validators.primary(vote.view):
+    if vote.signer != core.proposer(vote.sequence):
         raise ConsensusError("not-the-primary")
     if operation_digest(message.operation) != vote.digest:
         raise ConsensusError("digest-mismatch")
@@ -62,6 +80,9 @@ def on_pre_prepare(core: Core, message: PrePrepare) -> None:
         return
     if vote.sequence <= core.plan_end:
         raise ConsensusError("not-in-the-new-view")
+    if vote.sequence > core.horizon:
+        core.slot(vote.sequence).deferred = message
+        return
     decision = core.decisions.get(vote.sequence)
     if decision is not None and decision.certificate.digest != vote.digest:
         raise ConsensusError("decided-otherwise")
@@ -71,6 +92,18 @@ def on_pre_prepare(core: Core, message: PrePrepare) -> None:
     core.keep_body(vote.sequence, vote.digest, message.operation)
     core.persist(f"accept/{vote.sequence}", vote.to_bytes())
     accept(core, vote)
+
+
+def take_deferred(core: Core) -> None:
+    """PRE-PREPAREs that came before we had executed the stability point below them."""
+    for sequence, slot in sorted(core.slots.items()):
+        message = slot.deferred
+        if message is not None and sequence <= core.horizon:
+            slot.deferred = None
+            try:
+                on_pre_prepare(core, message)
+            except ConsensusError as error:
+                core.refused[error.reason] += 1
 
 
 def _depose(core: Core, known: Vote, other: Vote) -> None:
@@ -110,9 +143,11 @@ def adopt_plan(core: Core) -> None:
     for sequence, (digest, signature) in sorted(core.plan.items()):
         if core.proposal(sequence) is not None or not core.in_window(sequence):
             continue
+        if sequence > core.horizon:
+            break
         decision = core.decisions.get(sequence)
         assert decision is None or decision.certificate.digest == digest, "agreement is broken"
-        primary = core.validators.primary(core.view)
+        primary = core.validators.leader(core.view)
         epoch = core.validators.epoch
         accept(
             core,
@@ -126,7 +161,7 @@ def on_prepare(core: Core, vote: Vote) -> None:
         raise ConsensusError("old-view")
     if not core.in_window(vote.sequence):
         raise ConsensusError("outside-window", str(vote.sequence))
-    if vote.signer == core.validators.primary(vote.view):
+    if vote.view == core.view and core.active and vote.signer == core.proposer(vote.sequence):
         raise ConsensusError("primary-does-not-prepare")
     require_signature(vote, core.verifier)
     slot = core.slot(vote.sequence)
@@ -152,7 +187,8 @@ def check_prepared(core: Core, sequence: int) -> None:
     equal = [
         vote
         for signer, vote in sorted(slot.prepares.items())
-        if vote.view == proposal.view and vote.digest == proposal.digest
+        if (vote.view, vote.digest) == (proposal.view, proposal.digest)
+        and signer != proposal.signer
     ]
     needed = core.validators.quorum - 1
     if len(equal) < needed:

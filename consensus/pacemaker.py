@@ -26,6 +26,8 @@ def is_restless(core: Core) -> bool:
     """Whether there is anything that a peer's answer could complete."""
     return bool(
         not core.active
+        or not core.started
+        or core.ledger.boundary
         or core.pending
         or core.target is not None
         or core.snapshots
@@ -35,7 +37,7 @@ def is_restless(core: Core) -> bool:
 
 def guard_progress(core: Core) -> None:
     """Set, keep or cancel the progress timer, so that it runs exactly while it should."""
-    if core.safety is None or not core.active:
+    if core.safety is None or not core.active or not _may_vote(core):
         core.outbox.cancel_timer("progress")
         core.guard = None
         return
@@ -43,10 +45,17 @@ def guard_progress(core: Core) -> None:
         return
     oldest = core.pending.oldest()
     core.guard = oldest if oldest is not None else open_slot(core)
+    if core.guard is None and core.ledger.boundary:
+        core.guard = core.ledger.boundary
     if core.guard is None:
         core.outbox.cancel_timer("progress")
     else:
         core.outbox.set_timer("progress", core.now_ms + view_timeout_ms(core))
+
+
+def _may_vote(core: Core) -> bool:
+    """Not between two epochs: there no primary could do anything about it."""
+    return core.started and core.ledger.epoch.number == core.epoch
 
 
 def _is_done(core: Core, guard: bytes | int) -> bool:

@@ -7,7 +7,9 @@ origin (the member, or the proposer of a checkpoint) and in all, in number and i
 
 from dataclasses import dataclass
 
+from shoal.consensus.changes import Approve
 from shoal.consensus.errors import ConsensusError
+from shoal.consensus.evidence import Evict
 from shoal.consensus.records import Checkpoint, Join, Leave, Null, Operation
 
 MAX_PENDING = 1024
@@ -22,6 +24,11 @@ def origin(operation: Operation) -> bytes:
             return record.proposer
         case Join() | Leave():
             return operation.member
+        case Evict():
+            # Not the accused's own share: it could keep that full.
+            return b"evict/" + operation.member
+        case Approve():
+            return operation.validator
         case Null():
             return b""
 

@@ -7,6 +7,8 @@ An operation is a byte string with one encoding; its digest is what replicas vot
   validators recomputed that root before PBFT ever saw it (consensus.md 2.2).
 - `Join` and `Leave` are signed by the member that they concern. Their `time_ms` also makes them
   single-use: the ledger takes only a later one for the same member.
+- `Evict` carries evidence that proves itself (evidence.py), `Approve` one validator's yes to a
+  change of the mesh (changes.py).
 - The empty string is the null operation that fills gaps after a view change (PBFT 4.4).
 """
 
@@ -15,7 +17,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from shoal.consensus.certificate import Certificate, read_certificate
+from shoal.consensus.changes import Approve, read_approve
 from shoal.consensus.errors import ConsensusError
+from shoal.consensus.evidence import Evict, read_evict
 from shoal.consensus.fields import ID_BYTES, SIGNATURE_BYTES, Reader, blob, u8, u16, u32, u64
 
 MAX_OPERATION_BYTES = 384 * 1024
@@ -24,7 +28,7 @@ MAX_PARAMETERS_BYTES = 64 * 1024
 MAX_ADDRESS_BYTES = 255
 MAX_SHARE_PERMILLE = 1000
 
-_CHECKPOINT, _JOIN, _LEAVE = 1, 2, 3
+_CHECKPOINT, _JOIN, _LEAVE, _EVICT, _APPROVE = range(1, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +124,17 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """`member` may take part: where it listens, how much data it declares, its share in ‰."""
+    """`member` may take part: where it listens, how much data it declares, its share in ‰.
+
+    `validates` says that it is willing to vote; whether it does is for the validators to approve.
+    """
 
     member: bytes
     address: str
     shard_tokens: int
     share_permille: int
     time_ms: int
+    validates: bool = True
     signature: bytes = bytes(SIGNATURE_BYTES)
 
     def fields(self) -> bytes:
@@ -139,6 +147,7 @@ class Join:
                 u64(self.shard_tokens),
                 u16(self.share_permille),
                 u64(self.time_ms),
+                u8(self.validates),
             )
         )
 
@@ -163,7 +172,7 @@ class Null:
     """Fills a slot that nobody can prove to have been used; executes to nothing."""
 
 
-Operation = Checkpoint | Join | Leave | Null
+Operation = Checkpoint | Join | Leave | Evict | Approve | Null
 
 
 def operation_bytes(operation: Operation) -> bytes:
@@ -175,6 +184,10 @@ def operation_bytes(operation: Operation) -> bytes:
             return u8(_JOIN) + operation.fields() + operation.signature
         case Leave():
             return u8(_LEAVE) + operation.member + u64(operation.time_ms) + operation.signature
+        case Evict():
+            return u8(_EVICT) + operation.fields()
+        case Approve():
+            return u8(_APPROVE) + operation.fields() + operation.signature
         case Null():
             return b""
 
@@ -196,6 +209,7 @@ def _read_join(reader: Reader) -> Join:
         shard_tokens=shard_tokens,
         share_permille=share_permille,
         time_ms=time_ms,
+        validates=reader.flag(),
         signature=reader.take(SIGNATURE_BYTES),
     )
 
@@ -217,6 +231,10 @@ def parse_operation(data: bytes) -> Operation:
         member, time_ms = reader.take(ID_BYTES), reader.u64()
         signature = reader.take(SIGNATURE_BYTES)
         operation = Leave(member=member, time_ms=time_ms, signature=signature)
+    elif kind == _EVICT:
+        operation = read_evict(reader)
+    elif kind == _APPROVE:
+        operation = read_approve(reader)
     else:
         raise ConsensusError("unknown-operation", str(kind))
     reader.end()

@@ -12,10 +12,19 @@ wrong is an AssertionError and must end the process.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoal.consensus import catch_up, execution, normal_case, pacemaker, view_change, view_start
+from shoal.consensus import (
+    catch_up,
+    epoch_change,
+    execution,
+    normal_case,
+    pacemaker,
+    view_change,
+    view_start,
+)
 from shoal.consensus.effects import (
     Decided,
     Effect,
+    EpochStarted,
     Event,
     Received,
     Restored,
@@ -23,10 +32,12 @@ from shoal.consensus.effects import (
     Submitted,
     TimerFired,
 )
+from shoal.consensus.epochs import EpochChain
 from shoal.consensus.errors import ConsensusError
-from shoal.consensus.ledger import Ledger, validate
+from shoal.consensus.ledger import Ledger
 from shoal.consensus.messages import (
     CommitProof,
+    Epochs,
     Message,
     NewView,
     PrePrepare,
@@ -36,10 +47,11 @@ from shoal.consensus.messages import (
     ViewChange,
     decode,
 )
-from shoal.consensus.records import operation_digest, parse_operation
+from shoal.consensus.records import operation_bytes, operation_digest, parse_operation
 from shoal.consensus.restore import build_core
 from shoal.consensus.state import Config
-from shoal.consensus.validators import Sign, Verify
+from shoal.consensus.validators import Sign, Validators, Verify
+from shoal.consensus.validity import validate
 from shoal.consensus.votes import Vote, VoteKind
 
 
@@ -48,6 +60,8 @@ class Inspection:
     """What `shoal status` shows of a replica."""
 
     epoch: int
+    validators: tuple[bytes, ...]
+    started: bool
     view: int
     primary: bytes
     active: bool
@@ -114,6 +128,8 @@ class Replica:
                 catch_up.on_stability(core, message)
             case Status():
                 catch_up.on_status(core, sender, message)
+            case Epochs():
+                catch_up.on_epoch_proofs(core, message)
             case _ if core.safety is None:
                 # An observer believes proofs, not votes, so it has no use for anything else.
                 raise ConsensusError("not-for-observers")
@@ -139,6 +155,8 @@ class Replica:
                 normal_case.on_commit(self._core, vote)
             case VoteKind.STABLE:
                 execution.on_stable(self._core, vote)
+            case VoteKind.READY:
+                epoch_change.on_ready(self._core, vote)
             case _:
                 raise ConsensusError("not-for-replicas", vote.kind.name.lower())
 
@@ -166,7 +184,9 @@ class Replica:
     def _settle(self) -> None:
         """Whatever the state now calls for; each of these does nothing when nothing is due."""
         core = self._core
+        self._evict()
         if core.safety is not None:
+            normal_case.take_deferred(core)
             view_change.join_others(core)
             view_change.check_view_quorum(core)
             normal_case.adopt_plan(core)
@@ -174,9 +194,23 @@ class Replica:
         pacemaker.guard_progress(core)
         pacemaker.schedule_status(core)
 
+    def _evict(self) -> None:
+        """Have whoever we hold evidence against put out, if the log has not done so already."""
+        core = self._core
+        while core.evictions:
+            operation = operation_bytes(core.evictions.pop())
+            try:
+                self._admit(operation)
+            except ConsensusError as error:
+                core.refused[error.reason] += 1
+            else:
+                core.broadcast(Request(operation))
+
     def _start(self, applied: int) -> None:
         """Tell the driver again what it may not have dealt with, and make lost votes again."""
         core = self._core
+        parameters = core.epochs.record(core.epoch).parameters
+        core.outbox.add(EpochStarted(core.validators, parameters))
         if applied < core.low and applied + 1 not in core.decisions:
             assert core.stability is not None
             core.outbox.add(Restored(Ledger.restore(core.snapshot), core.stability))
@@ -194,6 +228,7 @@ class Replica:
                 )
         for sequence in sorted(core.snapshots):
             execution.announce_stable(core, sequence)
+        epoch_change.announce_ready(core)
         core.outbox.set_timer("status", core.now_ms)
 
     def check(self, operation: bytes) -> str | None:
@@ -210,12 +245,24 @@ class Replica:
         """The live ledger, to be read only."""
         return self._core.ledger
 
+    @property
+    def validators(self) -> Validators:
+        """The voting set of the epoch that we are in."""
+        return self._core.validators
+
+    @property
+    def epochs(self) -> EpochChain:
+        """Every epoch that is proved here, to be read only."""
+        return self._core.epochs
+
     def inspect(self) -> Inspection:
         core = self._core
         return Inspection(
             epoch=core.validators.epoch,
             view=core.view,
-            primary=core.validators.keys[core.validators.primary(core.view)],
+            validators=core.validators.keys,
+            started=core.started,
+            primary=core.validators.keys[core.proposer(core.executed + 1)],
             active=core.active,
             low=core.low,
             executed=core.executed,

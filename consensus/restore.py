@@ -3,7 +3,7 @@
 | row | written before | holds |
 |---|---|---|
 | `view` | anything is sent in or towards the view | view, active, back-off |
-| `vote/KIND/VIEW/SEQUENCE` | that vote | digest and signature |
+| `vote/EPOCH/KIND/VIEW/SEQUENCE` | that vote | digest and signature |
 | `op/SEQUENCE/DIGEST` | PRE-PREPARE or PREPARE | the operation |
 | `accept/SEQUENCE` | PREPARE | the primary's PRE-PREPARE vote |
 | `prepared/SEQUENCE` | COMMIT | the prepared certificate of the highest view |
@@ -11,6 +11,8 @@
 | `view-change/VIEW` | that VIEW-CHANGE | its bytes, to be repeated and never re-made |
 | `new-view` | NEW-VIEW, or the first vote in the view | its bytes |
 | `stable`, `snapshot` | forgetting what is below | certificate and ledger |
+| `epoch/NUMBER` | anything is sent in that epoch | the proof of it |
+| `ready` | a vote in an epoch whose first ledger is the last executed | that it has started |
 
 Others' votes are not kept: they are asked for again. Executed state is not kept either: it is
 the snapshot and the decisions above it, executed once more.
@@ -19,12 +21,13 @@ the snapshot and the decisions above it, executed once more.
 from collections.abc import Mapping
 
 from shoal.consensus.certificate import parse_certificate, read_certificate
+from shoal.consensus.epoch_change import voting_in
+from shoal.consensus.epochs import EpochChain, parse_link
 from shoal.consensus.fields import Reader
 from shoal.consensus.ledger import Executed, Ledger, Rejected, Result
 from shoal.consensus.messages import NewView, decode, parse_view_change
 from shoal.consensus.outbox import Outbox
 from shoal.consensus.records import operation_digest, parse_operation
-from shoal.consensus.safety import SafetyRules
 from shoal.consensus.state import PREFIX, Config, Core, Decision
 from shoal.consensus.validators import Sign, Verifier, Verify
 from shoal.consensus.view_change import load_plan
@@ -38,26 +41,22 @@ def build_core(
 ) -> Core:
     """A replica's state from its genesis and its rows (none for a first start)."""
     outbox = Outbox()
-    index = config.validators.index(config.me)
     own = {key.removeprefix(PREFIX): value for key, value in rows.items() if key.startswith(PREFIX)}
-    safety = None
-    if index is not None:
-        safety = SafetyRules(
-            sign=sign,
-            validators=config.validators,
-            me=index,
-            prefix=PREFIX,
-            persist=outbox.persist,
-        )
-        safety.restore(dict(rows))
+    epochs = EpochChain(genesis.epoch, genesis.interval)
+    for _, value in numbered(own, "epoch"):
+        epochs.append(parse_link(value))
     core = Core(
         config=config,
-        safety=safety,
-        verifier=Verifier(config.validators, verify),
+        sign=sign,
+        safety=None,
+        epochs=epochs,
+        verifier=Verifier(epochs.validators(0), verify),
         ledger=Ledger.restore(genesis.snapshot()),
         outbox=outbox,
     )
     _restore_log(core, own)
+    if core.safety is not None:
+        core.safety.restore(rows)
     _restore_view(core, own)
     _restore_slots(core, own)
     return core
@@ -86,6 +85,9 @@ def _restore_log(core: Core, rows: Mapping[str, bytes]) -> None:
         core.snapshot = rows["snapshot"]
         core.low = core.stability.sequence
         core.ledger = Ledger.restore(core.snapshot)
+    # The epoch that we vote in is that of the watermark: what was executed above it may have
+    # ended it already, but the next one starts when a quorum has certified that.
+    core.verifier, core.safety = voting_in(core, core.ledger.epoch.number)
     for key, value in sorted(rows.items()):
         if key.startswith("op/"):
             _, kept_for, digest = key.split("/")
@@ -101,12 +103,14 @@ def _restore_log(core: Core, rows: Mapping[str, bytes]) -> None:
         if sequence > core.low:
             again = core.ledger.execute(sequence, parse_operation(body), operation_digest(body))
             assert again == result, "execution is deterministic"
-            if sequence % core.config.stability_interval == 0:
+            if sequence % core.interval == 0:
                 core.snapshots[sequence] = core.ledger.snapshot()
 
 
 def _restore_view(core: Core, rows: Mapping[str, bytes]) -> None:
     """Where we were in the sequence of views, and what we said about leaving them."""
+    if "ready" in rows:
+        core.ready = parse_certificate(rows["ready"])
     if "view" in rows:
         reader = Reader(rows["view"])
         core.view, core.active, core.backoff = reader.u64(), reader.flag(), reader.u8()

@@ -6,7 +6,7 @@ transaction as the step that sends it; and asking again for a vote gives the old
 assertion, never a second opinion. Rows come back at restart before anything else happens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from shoal.consensus.fields import DIGEST_BYTES
 from shoal.consensus.messages import sealed_bytes
@@ -57,12 +57,20 @@ class SafetyRules:
     def forget(self, up_to: int) -> None:
         """Drop votes at sequences that can never be voted on again (at or below the watermark)."""
         for kind, view, sequence in [key for key in self._votes if key[2] <= up_to]:
-            del self._votes[kind, view, sequence]
-            self._persist(self._key(kind, view, sequence), None)
+            if kind is not VoteKind.READY:
+                del self._votes[kind, view, sequence]
+                self._persist(self._key(kind, view, sequence), None)
 
-    def restore(self, rows: dict[str, bytes]) -> None:
-        start = f"{self._prefix}vote/"
+    def retire(self) -> None:
+        """The epoch is over: its votes can never be asked for again, nor others made in it."""
+        for kind, view, sequence in list(self._votes):
+            self._persist(self._key(kind, view, sequence), None)
+        self._votes.clear()
+
+    def restore(self, rows: Mapping[str, bytes]) -> None:
+        """Take up the votes of this epoch; those of an earlier one bind nobody any more."""
         epoch = self._validators.epoch
+        start = f"{self._prefix}vote/{epoch}/"
         for key, value in rows.items():
             if key.startswith(start):
                 kind, view, sequence = (int(part) for part in key[len(start) :].split("/"))
@@ -71,4 +79,4 @@ class SafetyRules:
                 self._votes[vote.kind, view, sequence] = vote
 
     def _key(self, kind: VoteKind, view: int, sequence: int) -> str:
-        return f"{self._prefix}vote/{int(kind)}/{view}/{sequence}"
+        return f"{self._prefix}vote/{self._validators.epoch}/{int(kind)}/{view}/{sequence}"

@@ -10,41 +10,39 @@ from dataclasses import dataclass, field
 
 from shoal.consensus.certificate import Certificate
 from shoal.consensus.effects import Broadcast, Evidence, Send
+from shoal.consensus.epochs import EpochChain
+from shoal.consensus.evidence import Evict, Proof, ReadStatement, evidence_of_votes
 from shoal.consensus.ledger import Ledger, Result
-from shoal.consensus.messages import Message, NewView, ViewChange, encode
+from shoal.consensus.messages import Message, NewView, PrePrepare, ViewChange, encode
 from shoal.consensus.outbox import Outbox
 from shoal.consensus.pending import Pending
 from shoal.consensus.records import NULL_DIGEST
 from shoal.consensus.safety import SafetyRules
-from shoal.consensus.validators import Validators, Verifier
+from shoal.consensus.validators import Sign, Validators, Verifier
 from shoal.consensus.votes import Vote
 
 PREFIX = "replica/"
+# L = 2 K (consensus.md 1.3).
+WINDOW_INTERVALS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What one replica is told. `me` is its own key; one that is no validator only observes."""
+    """What one replica is told. `me` is its own key; whether it votes is for the log to say."""
 
-    validators: Validators
     me: bytes
     # T0 of PBFT: how long a pending operation may wait in the first view. 2 s LAN, 4 s WAN.
     timeout_ms: int = 2_000
     timeout_cap_ms: int = 600_000
     # How often an idle replica says where it stands; a busy one does so every timeout_ms / 2.
     idle_status_ms: int = 10_000
-    # K: a stability point every so many sequences. L: how far ahead of the last one votes count.
-    stability_interval: int = 4
-    window: int = 8
     # How many decided operations below the last stability point are kept for slow peers; who is
     # further behind gets a snapshot.
     retained: int = 32
+    # Reads signed statements that only other parts of the node understand (evidence.py).
+    read_statement: ReadStatement | None = None
 
     def __post_init__(self) -> None:
-        if self.window % self.stability_interval or self.window < 2 * self.stability_interval:
-            raise ValueError("the window must be a multiple, at least twice, of the interval")
-        if not self.stability_interval >= 1 or self.window > 16:
-            raise ValueError("stability_interval is at least 1 and window at most 16")
         if not 4 <= self.timeout_ms <= self.timeout_cap_ms:
             raise ValueError("timeout_ms is between 4 and timeout_cap_ms")
 
@@ -56,10 +54,11 @@ class Slot:
     `proposal` is the accepted PRE-PREPARE of the current view. Of PREPAREs the one of each
     signer's highest view is kept: one that arrives before the NEW-VIEW it belongs to is there
     when it is needed. COMMITs of older views may still complete a certificate, so a few of
-    those are kept per signer.
+    those are kept per signer. `deferred` is a PRE-PREPARE from beyond the horizon.
     """
 
     proposal: Vote | None = None
+    deferred: PrePrepare | None = None
     prepares: dict[int, Vote] = field(default_factory=dict)
     commits: dict[int, dict[int, Vote]] = field(default_factory=dict)
 
@@ -79,6 +78,8 @@ class Core:
 
     config: Config
     safety: SafetyRules | None
+    sign: Sign
+    epochs: EpochChain
     verifier: Verifier
     ledger: Ledger
     outbox: Outbox
@@ -111,6 +112,10 @@ class Core:
     stable_votes: dict[int, dict[int, Vote]] = field(default_factory=dict)
     target: Certificate | None = None
 
+    # The validators of this epoch that hold the ledger it starts from; Q of them, and it starts.
+    ready_votes: dict[int, Vote] = field(default_factory=dict)
+    ready: Certificate | None = None
+
     # View change: ours by view, theirs by signer and view, the NEW-VIEW that we live under.
     own_view_changes: dict[int, ViewChange] = field(default_factory=dict)
     view_changes: dict[int, dict[int, ViewChange]] = field(default_factory=dict)
@@ -123,6 +128,7 @@ class Core:
     guard: bytes | int | None = None
     answered: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     accused: set[tuple[str, int]] = field(default_factory=set)
+    evictions: list[Evict] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -135,12 +141,49 @@ class Core:
         return self.ledger.sequence
 
     @property
-    def is_primary(self) -> bool:
-        me = self.safety.me if self.safety else None
-        return me == self.validators.primary(self.view)
+    def epoch(self) -> int:
+        """The epoch that we vote in, or follow."""
+        return self.verifier.validators.epoch
+
+    @property
+    def start(self) -> int:
+        """The last sequence before this epoch."""
+        return self.epochs.record(self.epoch).start
+
+    @property
+    def interval(self) -> int:
+        return self.ledger.interval
+
+    @property
+    def window(self) -> int:
+        """L: how far ahead of the last stability point votes count."""
+        return WINDOW_INTERVALS * self.ledger.interval
+
+    @property
+    def started(self) -> bool:
+        """Whether Q validators of this epoch are known to hold the ledger that it starts from."""
+        return self.ready is not None or self.epoch == 0 or self.executed > self.start
+
+    @property
+    def horizon(self) -> int:
+        """The last sequence that we may vote on now: the first stability point not executed yet.
+
+        What is executed up to there may end the epoch there. Since no honest replica votes beyond
+        it before it has executed it, no certificate of this epoch can exist for a sequence that
+        belongs to the next (consensus.md 3.3).
+        """
+        if self.ledger.epoch.number != self.epoch or not self.started:
+            return self.executed
+        return (self.executed // self.interval + 1) * self.interval
+
+    def proposer(self, sequence: int) -> int:
+        """Whose PRE-PREPARE counts at this sequence of the current view."""
+        if sequence <= self.plan_end:
+            return self.validators.leader(self.view)
+        return self.validators.primary(self.view, sequence)
 
     def in_window(self, sequence: int) -> bool:
-        return self.low < sequence <= self.low + self.config.window
+        return self.low < sequence <= self.low + self.window
 
     def slot(self, sequence: int) -> Slot:
         return self.slots.setdefault(sequence, Slot())
@@ -184,9 +227,19 @@ class Core:
         self.outbox.add(Send(peer, encode(message)))
 
     def accuse(self, kind: str, signer: int, first: Message, second: Message | None) -> None:
-        """Report evidence, once per kind and validator: a liar must not fill our disk with it."""
-        if (kind, signer) not in self.accused:
-            self.accused.add((kind, signer))
-            key = self.validators.keys[signer]
-            other = encode(second) if second is not None else b""
-            self.outbox.add(Evidence(kind, key, encode(first), other))
+        """Report evidence, once per kind and validator: a liar must not fill our disk with it.
+
+        Where two signed messages prove it by themselves, have the signer evicted.
+        """
+        if (kind, signer) in self.accused:
+            return
+        self.accused.add((kind, signer))
+        key = self.validators.keys[signer]
+        other = encode(second) if second is not None else b""
+        self.outbox.add(Evidence(kind, key, encode(first), other))
+        match first, second:
+            case Vote(), Vote():
+                self.evictions.append(evidence_of_votes(first, second, key))
+            case ViewChange(), ViewChange():
+                one, two = sorted((first.to_bytes(), second.to_bytes()))
+                self.evictions.append(Evict(key, Proof.VIEW_CHANGES, one, two))

@@ -8,9 +8,13 @@ epoch that they name (sawtooth-pbft #86 used the wrong one).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shoal.consensus.fields import ID_BYTES
 from shoal.consensus.quorum import MAX_VALIDATORS, faults, quorum, weak
+
+if TYPE_CHECKING:
+    from shoal.consensus.evidence import ReadStatement
 
 Sign = Callable[[bytes], bytes]
 Verify = Callable[[bytes, bytes, bytes], bool]
@@ -18,15 +22,22 @@ Verify = Callable[[bytes, bytes, bytes], bool]
 # Retransmission makes replicas see most signatures more than once, and a NEW-VIEW repeats
 # certificates that each VIEW-CHANGE already carried, so valid signatures are remembered.
 CACHED_SIGNATURES = 8192
+# K: a stability point, and another primary, every so many sequences.
+STABILITY_INTERVAL = 4
+MAX_INTERVAL = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """mesh_id[32], the epoch, and the public keys in ascending order (1 to 31 of them)."""
+    """mesh_id[32], the epoch, and the public keys in ascending order (1 to 31 of them).
+
+    `interval` is K, the distance between stability points, which is the same in all epochs.
+    """
 
     mesh_id: bytes
     epoch: int
     keys: tuple[bytes, ...]
+    interval: int = STABILITY_INTERVAL
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.keys) <= MAX_VALIDATORS:
@@ -35,6 +46,8 @@ class Validators:
             raise ValueError("validator keys must be sorted and distinct")
         if any(len(key) != ID_BYTES for key in (self.mesh_id, *self.keys)):
             raise ValueError("mesh id and validator keys are 32 bytes each")
+        if not 1 <= self.interval <= MAX_INTERVAL:
+            raise ValueError(f"the stability interval is 1 to {MAX_INTERVAL}")
 
     @property
     def n(self) -> int:
@@ -52,9 +65,18 @@ class Validators:
     def weak(self) -> int:
         return weak(len(self.keys))
 
-    def primary(self, view: int) -> int:
-        """Index of the validator that proposes in this view: p = v mod n (PBFT 4.1)."""
+    def leader(self, view: int) -> int:
+        """Index of the validator that starts this view: p = v mod n (PBFT 4.1)."""
         return view % len(self.keys)
+
+    def primary(self, view: int, sequence: int) -> int:
+        """Index of the validator that proposes what is new at this sequence of the view.
+
+        The turn passes on after each stability point, without a view change, so that a primary
+        which is only just fast enough, or never orders somebody's operations, does not stay
+        (the planned rotation that Aardvark, NSDI 2009, found necessary).
+        """
+        return (view + (sequence - 1) // self.interval) % len(self.keys)
 
     def proposer(self, height: int, attempt: int) -> int:
         """Index of the validator that builds the candidate for this height and attempt."""
@@ -67,9 +89,19 @@ class Validators:
 class Verifier:
     """Checks signatures of validators by index, and remembers the valid ones, within a bound."""
 
-    def __init__(self, validators: Validators, verify: Verify) -> None:
+    def __init__(
+        self,
+        validators: Validators,
+        verify: Verify,
+        *,
+        recent: tuple[Validators, ...] = (),
+        read_statement: "ReadStatement | None" = None,
+    ) -> None:
+        """`recent` are the sets that evidence may still be about, the current one among them."""
         self.validators = validators
         self.verify = verify
+        self.recent = recent or (validators,)
+        self.read_statement = read_statement
         self._valid: dict[tuple[int, bytes], bytes] = {}
 
     def check(self, signer: int, message: bytes, signature: bytes) -> bool:

@@ -49,16 +49,16 @@ def on_view_change(core: Core, change: ViewChange) -> None:
 
 def require_view_change(core: Core, change: ViewChange) -> None:
     """All that makes a VIEW-CHANGE count; raises ConsensusError before anything is changed."""
-    validators, config = core.validators, core.config
+    validators = core.validators
     if change.epoch != validators.epoch:
         raise ConsensusError("wrong-epoch")
     message = sealed_bytes(VIEW_CHANGE_DOMAIN, validators.mesh_id, change.body())
     if not core.verifier.check(change.signer, message, change.signature):
         raise ConsensusError("bad-signature", "view-change")
     proof = change.stability
-    if change.low % config.stability_interval:
+    if change.low % core.interval or change.low < core.start:
         raise ConsensusError("not-a-stability-point", str(change.low))
-    if (proof is None) != (change.low == 0):
+    if (proof is None) != (change.low == core.start):
         raise ConsensusError("stability-proof-missing")
     if proof is not None:
         if proof.kind is not VoteKind.STABLE or proof.sequence != change.low:
@@ -68,7 +68,7 @@ def require_view_change(core: Core, change: ViewChange) -> None:
     for certificate in change.prepared:
         if certificate.kind is not VoteKind.PREPARE or certificate.view >= change.view:
             raise ConsensusError("prepared-proof-of-something-else")
-        if not last < certificate.sequence <= change.low + config.window:
+        if not last < certificate.sequence <= change.low + core.window:
             raise ConsensusError("prepared-out-of-order")
         last = certificate.sequence
         check_certificate(certificate, core.verifier)
@@ -108,7 +108,7 @@ def check_view_quorum(core: Core) -> None:
     if core.new_view_timer_view != core.view:
         core.new_view_timer_view = core.view
         core.outbox.set_timer("new-view", core.now_ms + view_timeout_ms(core))
-    if core.is_primary:
+    if core.validators.leader(core.view) == core.safety.me:
         _start_view(core, held)
 
 
@@ -156,7 +156,7 @@ def on_new_view(core: Core, message: NewView) -> None:
     validators = core.validators
     if message.epoch != validators.epoch:
         raise ConsensusError("wrong-epoch")
-    if message.signer != validators.primary(message.view):
+    if message.signer != validators.leader(message.view):
         raise ConsensusError("not-the-primary")
     signed = sealed_bytes(NEW_VIEW_DOMAIN, validators.mesh_id, message.body())
     if not core.verifier.check(message.signer, signed, message.signature):

@@ -53,7 +53,8 @@ def build_view_change(core: Core, view: int) -> ViewChange:
         view=view,
         signer=core.safety.me,
         low=core.low,
-        stability=core.stability,
+        # The first ledger of an epoch is proved by the epoch itself (consensus.md 1.4).
+        stability=core.stability if core.low > core.start else None,
         prepared=tuple(certificate for _, certificate in sorted(core.prepared.items())),
     )
     signature = core.safety.seal(VIEW_CHANGE_DOMAIN, unsigned.body())

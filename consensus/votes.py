@@ -3,7 +3,8 @@
 All votes share one 99-byte layout. The kind is part of it, so a PREPARE can never be replayed as
 a COMMIT; mesh, epoch, view and sequence are part of it, so nothing can be replayed elsewhere.
 The fields are reused rather than renamed: an ATTEST or CANDIDATE carries the attempt as its view
-and the checkpoint height as its sequence; a STABLE belongs to no view and carries 0.
+and the checkpoint height as its sequence; a STABLE belongs to no view and carries 0. A READY
+says that a validator of a new epoch holds the ledger at which that epoch starts.
 """
 
 import struct
@@ -27,6 +28,7 @@ class VoteKind(IntEnum):
     STABLE = 4
     ATTEST = 5
     CANDIDATE = 6
+    READY = 7
 
 
 def vote_bytes(

@@ -63,9 +63,8 @@ class Mesh:
         pairs = sorted((self.keyring.identity(f"v{i}") for i in range(n)), key=lambda p: p[0])
         self.signers: list[Sign] = [sign for _, sign in pairs]
         self.validators = Validators(MESH_ID, 0, tuple(public for public, _ in pairs))
-        self.genesis = Ledger.genesis(
-            MESH_ID, [(public, Member("genesis:1", 100, 500)) for public, _ in pairs]
-        )
+        members = [(public, Member("genesis:1", 100, 500)) for public, _ in pairs]
+        self.genesis = Ledger.genesis(MESH_ID, members, self.validators.keys)
         self.settings = settings
         self.now_ms = 0
         self.rows: list[dict[str, bytes]] = [{} for _ in range(n)]
@@ -83,7 +82,7 @@ class Mesh:
         self.wire.clear()
 
     def new_replica(self, index: int) -> Replica:
-        config = Config(validators=self.validators, me=self.validators.keys[index], **self.settings)
+        config = Config(me=self.validators.keys[index], **self.settings)
         return Replica.restore(
             config,
             self.genesis,
@@ -197,7 +196,7 @@ class Mesh:
         self, kind: VoteKind, signers: list[int], *, view: int, sequence: int, digest: bytes
     ) -> Certificate:
         """A well-formed certificate by these signers, whether or not they are enough."""
-        primary = self.validators.primary(view)
+        primary = self.validators.primary(view, sequence)
         votes = []
         for signer in signers:
             prepared = kind is VoteKind.PREPARE and signer == primary

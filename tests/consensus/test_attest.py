@@ -24,10 +24,10 @@ from shoal.consensus.effects import (
     Submit,
     TimerFired,
 )
-from shoal.consensus.ledger import validate
 from shoal.consensus.messages import Candidate, Request, decode, encode
 from shoal.consensus.records import Checkpoint, CheckpointRecord, parse_operation
 from shoal.consensus.validators import Verifier
+from shoal.consensus.validity import validate
 from shoal.consensus.votes import VoteKind
 from tests.consensus.mesh import MESH_ID, Mesh
 

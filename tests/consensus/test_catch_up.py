@@ -119,7 +119,7 @@ def test_a_missing_operation_is_asked_for_and_delivered() -> None:
 
 def observer(mesh: Mesh) -> Replica:
     public, sign = mesh.keyring.identity("observer")
-    config = Config(validators=mesh.validators, me=public)
+    config = Config(me=public)
     return Replica.restore(config, mesh.genesis, {}, sign=sign, verify=mesh.keyring.verify)
 
 

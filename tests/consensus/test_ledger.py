@@ -15,7 +15,6 @@ from shoal.consensus.ledger import (
     Member,
     Rejected,
     Result,
-    validate,
 )
 from shoal.consensus.records import (
     Checkpoint,
@@ -27,6 +26,7 @@ from shoal.consensus.records import (
     parse_operation,
 )
 from shoal.consensus.validators import Verifier
+from shoal.consensus.validity import validate
 from tests.consensus.mesh import MESH_ID, Mesh
 
 MESH = Mesh(4)
@@ -99,7 +99,9 @@ def test_a_mesh_has_a_limit_and_so_has_its_memory() -> None:
         execute(ledger, MESH.join("ann", time_ms=10 + i))
     assert len(ledger.recent) == RECENT_OPERATIONS
     with pytest.raises(ValueError, match="1024"):
-        Ledger.genesis(MESH_ID, [(i.to_bytes(32, "big"), member) for i in range(1025)])
+        Ledger.genesis(
+            MESH_ID, [(i.to_bytes(32, "big"), member) for i in range(1025)], MESH.validators.keys
+        )
 
 
 @given(

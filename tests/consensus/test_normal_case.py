@@ -229,7 +229,7 @@ def test_a_decision_convinces_an_observer_who_never_votes() -> None:
     public, sign = mesh.keyring.identity("observer")
     mesh.order([mesh.join(f"m{i}") for i in range(3)])
     observer = Replica.restore(
-        Config(validators=mesh.validators, me=public),
+        Config(me=public),
         mesh.genesis,
         {},
         sign=sign,

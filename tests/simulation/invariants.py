@@ -31,10 +31,13 @@ class Checker:
         self.validators = validators
         self.verify = verify
         self.byzantine = byzantine
-        self._votes: dict[tuple[int, VoteKind, int, int], bytes] = {}
+        # Every epoch's keys, as the nodes themselves came to know them: all must agree.
+        self.sets = {0: validators.keys}
+        self._epochs: dict[int, int] = {}
+        self._votes: dict[tuple[int, VoteKind, int, int, int], bytes] = {}
         self._commits: dict[int, dict[int, int]] = {}
         self._left: dict[int, int] = {}
-        self._views: dict[int, int] = {}
+        self._views: dict[int, tuple[int, int]] = {}
         self._decided: dict[int, tuple[bytes, Result]] = {}
         self._executed_at: dict[bytes, int] = {}
         self._ledgers: dict[int, bytes] = {}
@@ -62,11 +65,12 @@ class Checker:
                 pass
 
     def _on_vote(self, node: int, vote: Vote, rows: Mapping[str, bytes]) -> None:
-        self.require(vote.signer == node, "a node sends only its own votes")
-        self._once(node, vote.kind, vote.view, vote.sequence, vote.digest)
-        family = "replica" if vote.kind <= VoteKind.STABLE else "attestor"
+        self.require(self._is(node, vote.epoch, vote.signer), "a node sends only its own votes")
+        self._once(node, vote.kind, vote.epoch, vote.view, vote.sequence, vote.digest)
+        attests = vote.kind in (VoteKind.ATTEST, VoteKind.CANDIDATE)
+        family = "attestor" if attests else "replica"
         settled = self._settled(rows) if family == "replica" else 0
-        row = rows.get(f"{family}/vote/{int(vote.kind)}/{vote.view}/{vote.sequence}")
+        row = rows.get(f"{family}/vote/{vote.epoch}/{int(vote.kind)}/{vote.view}/{vote.sequence}")
         durable = row is not None and row[:32] == vote.digest
         self.require(durable or vote.sequence <= settled, f"{vote.kind.name} before its row")
         if vote.kind in LOG_VOTES:
@@ -86,14 +90,32 @@ class Checker:
         stable = rows.get("replica/stable")
         return parse_certificate(stable).sequence if stable is not None else 0
 
-    def _once(self, node: int, kind: VoteKind, view: int, sequence: int, digest: bytes) -> None:
-        key = (node, kind, view, sequence)
+    def _is(self, node: int, epoch: int, signer: int) -> bool:
+        """Whether this index of this epoch is this node (node numbers are those of epoch 0)."""
+        return self.sets[epoch][signer] == self.validators.keys[node]
+
+    def on_epoch(self, node: int, validators: Validators) -> None:
+        known = self.sets.setdefault(validators.epoch, validators.keys)
+        self.require(known == validators.keys, f"two sets for epoch {validators.epoch}")
+        before = self._epochs.get(node, 0)
+        self.require(validators.epoch >= before, "an epoch went backwards")
+        if validators.epoch > before:
+            self._epochs[node] = validators.epoch
+            self._left.pop(node, None)
+            self._commits.pop(node, None)
+
+    def _once(
+        self, node: int, kind: VoteKind, epoch: int, view: int, sequence: int, digest: bytes
+    ) -> None:
+        key = (node, kind, epoch, view, sequence)
         known = self._votes.setdefault(key, digest)
         self.require(known == digest, f"double vote {kind.name} view {view} sequence {sequence}")
 
     def _on_view_change(self, node: int, change: ViewChange, rows: Mapping[str, bytes]) -> None:
         # Own ones only; older ones may be repeated, so only the newest one moves the mark.
-        self.require(change.signer == node, "a node sends only its own VIEW-CHANGEs")
+        self.require(
+            self._is(node, change.epoch, change.signer), "a node sends only its own VIEW-CHANGEs"
+        )
         row = rows.get("replica/view", bytes(10))
         entered = int.from_bytes(row[:8], "big") >= change.view and row[8] == 1
         durable = entered or f"replica/view-change/{change.view}" in rows
@@ -107,11 +129,11 @@ class Checker:
                 self.require(proved.get(sequence, -1) >= view, "VIEW-CHANGE hides a COMMIT")
 
     def _on_new_view(self, node: int, message: NewView) -> None:
-        if message.signer != node:
+        if not self._is(node, message.epoch, message.signer):
             return
         start = max(change.low for change in message.view_changes)
         for sequence, (digest, _) in enumerate(message.proposals, start + 1):
-            self._once(node, VoteKind.PRE_PREPARE, message.view, sequence, digest)
+            self._once(node, VoteKind.PRE_PREPARE, message.epoch, message.view, sequence, digest)
 
     def on_decided(self, node: int, decided: Decided) -> None:
         sequence, digest = decided.sequence, decided.certificate.digest
@@ -144,16 +166,19 @@ class Checker:
     def after_step(self, node: int, replica: Replica) -> None:
         """State that can be compared at any time: views, watermarks, ledgers, sizes."""
         core = replica._core
-        self.require(core.view >= self._views.get(node, 0), "a view went backwards")
-        self._views[node] = core.view
+        where = (core.epoch, core.view)
+        self.require(where >= self._views.get(node, (0, 0)), "a view went backwards")
+        self._views[node] = where
         self.require(core.low <= core.executed, "watermark above what was executed")
-        low, high = core.low, core.low + core.config.window
+        low, high = core.low, core.low + core.window
         for log in (core.slots, core.prepared):
             if log:
                 self.require(low < min(log) and max(log) <= high, "log outside the window")
-        self.require(len(core.committed) <= 3 * core.config.window, "too much kept")
+        self.require(len(core.committed) <= 3 * core.window, "too much kept")
         if core.active:
-            waits = bool(core.pending) or open_slot(core) is not None
+            waits = bool(core.pending or core.ledger.boundary) or open_slot(core) is not None
+            between = not core.started or core.ledger.epoch.number != core.epoch
+            waits = waits and core.safety is not None and not between
             runs = "progress" in core.outbox.timers
             self.require(waits == runs, "the progress timer runs exactly while something waits")
         if core.executed != self._compared.get(node):
@@ -167,11 +192,13 @@ class Checker:
     def _prove(self, data: bytes) -> None:
         if data in self._proved:
             return
+        epoch = int.from_bytes(data[1:9], "big")
         problem = certificate_problem(
             data,
             mesh_id=self.validators.mesh_id,
-            epoch=self.validators.epoch,
-            keys=self.validators.keys,
+            epoch=epoch,
+            keys=self.sets[epoch],
+            interval=self.validators.interval,
             verify=self.verify,
         )
         self.require(problem is None, f"certificate does not verify: {problem}")

@@ -73,7 +73,7 @@ class SimulatedNode:
         )
         self.attestor = Attestor(
             AttestorConfig(
-                validators=self.config.validators, me=self.config.me, attempt_ms=self.attempt_ms
+                validators=self.replica.validators, me=self.config.me, attempt_ms=self.attempt_ms
             ),
             self.rows,
             sign=self.sign,
@@ -116,7 +116,7 @@ class SimulatedNode:
         return None
 
     def build_record(self, effect: Propose) -> CheckpointRecord:
-        mesh_id = self.config.validators.mesh_id
+        mesh_id = self.genesis.mesh_id
         cut = (CutEntry(self.config.me, effect.height, hashlib.sha256(effect.parent).digest()),)
         return CheckpointRecord(
             mesh_id=mesh_id,

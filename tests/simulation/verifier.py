@@ -13,7 +13,13 @@ PRE_PREPARE, PREPARED = 1, 2
 
 
 def certificate_problem(
-    data: bytes, *, mesh_id: bytes, epoch: int, keys: tuple[bytes, ...], verify: Verify
+    data: bytes,
+    *,
+    mesh_id: bytes,
+    epoch: int,
+    keys: tuple[bytes, ...],
+    interval: int,
+    verify: Verify,
 ) -> str | None:
     """Why these bytes prove nothing; None when they do."""
     kind, named_epoch, view, sequence, digest, bitmap = struct.unpack_from(">BQQQ32sI", data)
@@ -27,12 +33,23 @@ def certificate_problem(
         return "shape"
     if 2 * len(signers) < n + f + 1:
         return "quorum"
-    if kind == PREPARED and view % n not in signers:
+    proposers = {view % n, (view + (sequence - 1) // interval) % n} & set(signers)
+    if kind == PREPARED and not proposers:
         return "no pre-prepare"
+    pre_prepared = 0
     for position, index in enumerate(signers):
-        signed = PRE_PREPARE if kind == PREPARED and index == view % n else kind
-        header = b"SHOAL-BFT\x01" + bytes([signed]) + mesh_id
-        message = header + struct.pack(">QQQ", epoch, view, sequence) + digest
-        if not verify(keys[index], message, rest[64 * position : 64 * position + 64]):
+        signature = rest[64 * position : 64 * position + 64]
+        rest_of_message = mesh_id + struct.pack(">QQQ", epoch, view, sequence) + digest
+
+        def signed(as_kind: int, key: bytes = keys[index]) -> bool:
+            message = b"SHOAL-BFT\x01" + bytes([as_kind]) + rest_of_message  # noqa: B023
+            return verify(key, message, signature)  # noqa: B023
+
+        if signed(kind):
+            continue
+        if kind != PREPARED or index not in proposers or not signed(PRE_PREPARE):
             return f"signature of {index}"
+        pre_prepared += 1
+    if kind == PREPARED and pre_prepared != 1:
+        return "not one pre-prepare"
     return None

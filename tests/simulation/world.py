@@ -21,6 +21,7 @@ from shoal.consensus.effects import (
     CutDue,
     Decided,
     Effect,
+    EpochStarted,
     Evidence,
     Persist,
     Propose,
@@ -81,9 +82,14 @@ class World:
             (keyring.identity(f"node{i}") for i in range(plan.validators)), key=lambda pair: pair[0]
         )
         mesh_id = hashlib.sha256(f"mesh/{plan.seed}".encode()).digest()
-        self.validators = Validators(mesh_id, 0, tuple(public for public, _ in identities))
+        self.validators = Validators(
+            mesh_id, 0, tuple(public for public, _ in identities), plan.stability_interval
+        )
         genesis = Ledger.genesis(
-            mesh_id, [(public, Member("genesis:1", 1000, 500)) for public, _ in identities]
+            mesh_id,
+            [(public, Member("genesis:1", 1000, 500)) for public, _ in identities],
+            self.validators.keys,
+            plan.stability_interval,
         )
         liars = self.rng.sample(range(plan.validators), len(plan.byzantine))
         self.adversaries: dict[int, Adversary] = {}
@@ -108,11 +114,8 @@ class World:
         self, index: int, genesis: Ledger, public: bytes, sign: Callable[[bytes], bytes]
     ) -> SimulatedNode:
         config = Config(
-            validators=self.validators,
             me=public,
             timeout_ms=TIMEOUT_MS,
-            stability_interval=self.plan.stability_interval,
-            window=2 * self.plan.stability_interval,
             retained=self.plan.retained,
         )
         attempt_ms = 4_000 if self.plan.mode != "slow" else 30_000
@@ -324,6 +327,11 @@ class World:
                     self.checker.on_evidence(effect)
             case Decided() | Restored():
                 self._decided(node, effect)
+            case EpochStarted(validators):
+                if node.index not in self.adversaries:
+                    self.checker.on_epoch(node.index, validators)
+                self._carry_out(node, *node.attest(self.now_ms, effect))
+                self._think(node)
             case Submit(operation):
                 self._carry_out(node, *node.submit(self.now_ms, operation))
             case Propose():
