@@ -153,6 +153,10 @@ class Ledger:
             keys = keys | {member} if votes else keys - {member}
         return keys
 
+    def is_evicted(self, member: bytes) -> bool:
+        """Whether this key is out for good."""
+        return self.departed.get(member) == FOR_EVER
+
     def _check_removal(self, member: bytes) -> str | None:
         return "last-validator" if self.coming_validators() == {member} else None
 

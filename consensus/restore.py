@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 from shoal.consensus.certificate import parse_certificate, read_certificate
 from shoal.consensus.epoch_change import voting_in
-from shoal.consensus.epochs import EpochChain, parse_link
+from shoal.consensus.epochs import EpochChain, EpochRecord, parse_link
 from shoal.consensus.fields import Reader
 from shoal.consensus.ledger import Executed, Ledger, Rejected, Result
 from shoal.consensus.messages import NewView, decode, parse_view_change
@@ -42,9 +42,7 @@ def build_core(
     """A replica's state from its genesis and its rows (none for a first start)."""
     outbox = Outbox()
     own = {key.removeprefix(PREFIX): value for key, value in rows.items() if key.startswith(PREFIX)}
-    epochs = EpochChain(genesis.epoch, genesis.interval)
-    for _, value in numbered(own, "epoch"):
-        epochs.append(parse_link(value))
+    epochs = known_epochs(rows, genesis.epoch, genesis.interval)
     core = Core(
         config=config,
         sign=sign,
@@ -60,6 +58,14 @@ def build_core(
     _restore_view(core, own)
     _restore_slots(core, own)
     return core
+
+
+def known_epochs(rows: Mapping[str, bytes], genesis: EpochRecord, interval: int) -> EpochChain:
+    """The epochs that were proved here before; what is in our own rows is not checked again."""
+    epochs = EpochChain(genesis, interval)
+    for _, value in numbered(rows, f"{PREFIX}epoch"):
+        epochs.append(parse_link(value))
+    return epochs
 
 
 def numbered(rows: Mapping[str, bytes], name: str) -> list[tuple[int, bytes]]:

@@ -14,6 +14,7 @@ import structlog
 from shoal.compression.frame import FrameError
 from shoal.consensus.certificate import Certificate, parse_certificate, verify_certificate
 from shoal.consensus.effects import Decided, Propose, Restored
+from shoal.consensus.epochs import EpochChain
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.ledger import Executed, Ledger
 from shoal.consensus.records import (
@@ -23,7 +24,6 @@ from shoal.consensus.records import (
     operation_digest,
     parse_operation,
 )
-from shoal.consensus.validators import Validators
 from shoal.consensus.votes import VoteKind
 from shoal.gossip.delta import DeltaReference
 from shoal.gossip.errors import GossipError
@@ -79,12 +79,15 @@ class Certified:
         return [DeltaReference(e.member, e.sequence, e.delta_id) for e in self.record.cut]
 
 
-def certified(operation: bytes, certificate: bytes, validators: Validators) -> Certified:
-    """Check a committed checkpoint from anywhere; raises ConsensusError, GossipError."""
+def certified(operation: bytes, certificate: bytes, epochs: EpochChain) -> Certified:
+    """Check a committed checkpoint from anywhere; raises ConsensusError, GossipError.
+
+    The certificate counts by the validators of the epoch that it names, which must be proved.
+    """
     proof = parse_certificate(certificate)
     if proof.kind is not VoteKind.COMMIT or proof.digest != operation_digest(operation):
         raise ConsensusError("bad-certificate", "it is not about this operation")
-    verify_certificate(proof, validators, verify)
+    verify_certificate(proof, epochs.validators(proof.epoch), verify)
     parsed = parse_operation(operation)
     if not isinstance(parsed, Checkpoint):
         raise ConsensusError("not-a-checkpoint")
@@ -115,9 +118,10 @@ def write_checkpoint(
     outcome: Outcome,
     genesis: Genesis,
     tokenizer: Mapping[str, bytes],
+    epochs: EpochChain,
 ) -> None:
     """Put a checked checkpoint on the disk."""
-    keys = genesis.validators
+    keys = epochs.validators(found.certificate.epoch).keys
     store.write(
         CheckpointFiles(
             height=found.height,
@@ -136,6 +140,7 @@ def write_checkpoint(
             "round": found.record.round,
             "root": found.record.anchor_root.hex(),
             "record": found.record.digest.hex(),
+            "epoch": found.certificate.epoch,
             "view": found.certificate.view,
             "signatures": len(found.certificate.signers),
             "signers": [keys[signer].hex() for signer in found.certificate.signers],
@@ -154,7 +159,7 @@ class Checkpointer:
         *,
         me: bytes,
         genesis: Genesis,
-        validators: Validators,
+        epochs: Callable[[], EpochChain],
         model: SharedModel,
         gossip: GossipDriver,
         links: Links,
@@ -168,7 +173,7 @@ class Checkpointer:
     ) -> None:
         self._me = me
         self._genesis = genesis
-        self._validators = validators
+        self._epochs = epochs
         self._model = model
         self._gossip = gossip
         self._links = links
@@ -292,7 +297,7 @@ class Checkpointer:
         kept = await self._database.cuts(height, height)
         if not kept:
             return await self._fetch_newest()
-        found = certified(kept[0][1], kept[0][2], self._validators)
+        found = certified(kept[0][1], kept[0][2], self._epochs())
         try:
             outcome = await self._obtain_outcome(found.cut, found.parameters, found.record.proposer)
         except (MissingDeltas, GossipError, FrameError) as error:
@@ -312,7 +317,13 @@ class Checkpointer:
 
     async def _keep(self, found: Certified, outcome: Outcome) -> None:
         await asyncio.to_thread(
-            write_checkpoint, self._store, found, outcome, self._genesis, self._tokenizer
+            write_checkpoint,
+            self._store,
+            found,
+            outcome,
+            self._genesis,
+            self._tokenizer,
+            self._epochs(),
         )
         self._on_certified(found, True)
         log.info(
@@ -339,7 +350,7 @@ class Checkpointer:
 
     async def _fetch_from(self, peer: bytes) -> bool:
         def check(parts: CheckpointParts) -> int:
-            found = certified(parts.operation, parts.certificate, self._validators)
+            found = certified(parts.operation, parts.certificate, self._epochs())
             ahead = found.height > self._model.height
             return 4 * self._genesis.schema.layout.total if ahead else 0
 
@@ -348,7 +359,7 @@ class Checkpointer:
         if not data:
             return False
         self._meters.received_bytes["bulk"] += len(data)
-        found = certified(parts.operation, parts.certificate, self._validators)
+        found = certified(parts.operation, parts.certificate, self._epochs())
         outcome = await self._model.compute(
             lambda: check_state(found, parts.settled, data, self._genesis)
         )

@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import shoal
-from shoal.node import errors
+from shoal.node import cli_membership, errors
 from shoal.node.config import DEFAULT_LISTEN, load_settings
 from shoal.node.errors import UserError
 
@@ -296,6 +296,9 @@ def version() -> None:
     Example: shoal version
     """
     print(f"shoal {shoal.__version__}")
+
+
+cli_membership.register(app)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:

@@ -128,6 +128,10 @@ class ConsensusSettings(_Section):
     """seconds without progress until the first change of view; then it doubles"""
     candidate_timeout_s: Seconds = 5.0
     """seconds a proposer has for its candidate cut"""
+    willing: bool = True
+    """whether this node may be made a validator when it joins"""
+    validators_wanted: Annotated[int, Field(ge=0, le=31)] = 0
+    """approve willing members as validators up to so many; 0: only by `shoal promote`"""
 
 
 class LogSettings(_Section):

@@ -3,11 +3,11 @@
 The Replica (PBFT) and the Attestor share one queue, so that one step's effects are finished
 before the next event is looked at. A Persist is awaited: it is on the disk before anything after
 it is sent. What takes long (rebuilding an anchor to check a candidate) runs beside the queue and
-comes back as an event. A member that is no validator has no Attestor: its Replica observes.
+comes back as an event. In a member that is no validator both only follow.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from shoal.consensus.effects import (
     CutDue,
     Decided,
     Effect,
+    EpochStarted,
     Event,
     Evidence,
     Persist,
@@ -42,6 +43,7 @@ from shoal.consensus.ledger import Executed
 from shoal.consensus.messages import CommitProof, encode, is_attestation
 from shoal.consensus.records import Checkpoint, CheckpointRecord
 from shoal.consensus.replica import Replica
+from shoal.consensus.validators import Validators
 from shoal.node.database import Database
 from shoal.node.identity import short
 from shoal.node.links import Links
@@ -76,11 +78,10 @@ class ConsensusDriver:
         self,
         *,
         replica: Replica,
-        attestor: Attestor | None,
+        attestor: Attestor,
         database: Database,
         links: Links,
         meters: Meters,
-        validators: Iterable[bytes],
         me: bytes,
         duties: Duties,
     ) -> None:
@@ -90,7 +91,8 @@ class ConsensusDriver:
         self._database = database
         self._links = links
         self._meters = meters
-        self._others = [peer for peer in validators if peer != me]
+        self._me = me
+        self._others = [peer for peer in replica.validators.keys if peer != me]
         self._duties = duties
         self._inbox: asyncio.Queue[tuple[Machine, Event | AttestorEvent]] = asyncio.Queue(INBOX_MAX)
         self._timers: dict[tuple[Machine, str], asyncio.TimerHandle] = {}
@@ -105,7 +107,7 @@ class ConsensusDriver:
         """A neighbour sent a consensus message."""
         if not is_attestation(data):
             self._put(self.replica, Received(peer, data))
-        elif self.attestor is not None:
+        else:
             self._put(self.attestor, Received(peer, data))
 
     def submit(self, operation: bytes) -> None:
@@ -114,15 +116,13 @@ class ConsensusDriver:
 
     def cut_due(self, height: int) -> None:
         """Enough deltas are here for the checkpoint of `height`."""
-        if self.attestor is not None:
-            self._put(self.attestor, CutDue(height))
+        self._put(self.attestor, CutDue(height))
 
     def refused(self) -> dict[str, int]:
         """Return how often the machines refused what peers sent, by reason."""
         counts = dict(self.replica.inspect().refused)
-        if self.attestor is not None:
-            for reason, count in self.attestor.refused.items():
-                counts[reason] = counts.get(reason, 0) + count
+        for reason, count in self.attestor.refused.items():
+            counts[reason] = counts.get(reason, 0) + count
         return counts
 
     def _put(self, machine: Machine, event: Event | AttestorEvent) -> None:
@@ -158,6 +158,8 @@ class ConsensusDriver:
             case Restored():
                 await self._duties.restored(effect)
                 self._tell_attestor()
+            case EpochStarted(validators):
+                self._on_epoch(effect, validators)
             case Evidence(kind, signer, _, _):
                 log.warning("evidence", kind=kind, signer=short(signer))
                 self.evidence = [*self.evidence[1 - EVIDENCE_MAX :], effect]
@@ -167,6 +169,12 @@ class ConsensusDriver:
                 self._beside(self._check(record))
             case Submit(operation):
                 self.submit(operation)
+
+    def _on_epoch(self, started: EpochStarted, validators: Validators) -> None:
+        if validators.epoch:
+            log.info("epoch.started", epoch=validators.epoch, validators=validators.n)
+        self._others = [peer for peer in validators.keys if peer != self._me]
+        self._put(self.attestor, started)
 
     async def _on_decided(self, decided: Decided) -> None:
         await self._duties.decided(decided)
@@ -178,9 +186,8 @@ class ConsensusDriver:
         self._links.send_all(sorted(followers), proof)
 
     def _tell_attestor(self) -> None:
-        if self.attestor is not None:
-            ledger = self.replica.ledger
-            self._put(self.attestor, Committed(ledger.height, ledger.record_digest))
+        ledger = self.replica.ledger
+        self._put(self.attestor, Committed(ledger.height, ledger.record_digest))
 
     def _set_timer(self, machine: Machine, name: str, at_ms: int) -> None:
         self._cancel_timer(machine, name)
@@ -205,13 +212,12 @@ class ConsensusDriver:
 
     async def _propose(self, wish: Propose) -> None:
         record = await self._duties.propose(wish)
-        if record is not None and self.attestor is not None:
+        if record is not None:
             self._put(self.attestor, CandidateReady(record))
 
     async def _check(self, record: CheckpointRecord) -> None:
         ok = await self._duties.check(record)
-        if self.attestor is not None:
-            self._put(self.attestor, Checked(record.digest, ok))
+        self._put(self.attestor, Checked(record.digest, ok))
 
     def close(self) -> None:
         """Stop timers and whatever runs beside the queue."""

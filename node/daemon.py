@@ -18,8 +18,10 @@ import torch
 import uvloop
 
 from shoal import __version__
+from shoal.consensus.epochs import EpochChain
 from shoal.consensus.errors import ConsensusError
-from shoal.consensus.validators import Validators
+from shoal.consensus.restore import known_epochs
+from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.errors import GossipError
 from shoal.gossip.settled import SettledState
@@ -31,6 +33,7 @@ from shoal.node.errors import OK, DamagedError, PeerError, UserError
 from shoal.node.genesis import Genesis, load_genesis
 from shoal.node.identity import Identity, short
 from shoal.node.log import configure_logging
+from shoal.node.membership import MembershipEnded
 from shoal.node.node import Node
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
@@ -65,9 +68,11 @@ async def open_node(settings: Settings) -> Opened:
     directory = settings.node.directory
     identity = Identity.load(directory / "identity.key")
     genesis, genesis_anchor, tokenizer = load_genesis(directory / "genesis")
-    anchor, settled = newest_state(directory, genesis, genesis_anchor)
     database = Database(directory / "safety.db")
     try:
+        rows = await database.load_rows()
+        epochs = known_epochs(rows, genesis.first_epoch(), STABILITY_INTERVAL)
+        anchor, settled = newest_state(directory, genesis, genesis_anchor, epochs)
         model = SharedModel(
             me=identity.node_id,
             mesh_id=genesis.mesh_id,
@@ -83,7 +88,7 @@ async def open_node(settings: Settings) -> Opened:
             tokenizer=tokenizer,
             model=model,
             database=database,
-            rows=await database.load_rows(),
+            rows=rows,
             sequence=await database.own_sequence(),
         )
         await model.restore_pending()
@@ -104,7 +109,7 @@ async def run_node(settings: Settings) -> int:
             mesh=opened.genesis.mesh_id.hex()[:16],
             height=opened.model.height,
             boot=opened.database.boots,
-            byzantine_tolerance=(len(opened.genesis.validators) - 1) // 3,
+            byzantine_tolerance=opened.node.state.consensus.replica.inspect().faults_tolerated,
         )
         await _serve(opened.node, settings, opened.genesis, opened.model)
     finally:
@@ -113,7 +118,7 @@ async def run_node(settings: Settings) -> int:
 
 
 def newest_state(
-    directory: Any, genesis: Genesis, genesis_anchor: Anchor
+    directory: Any, genesis: Genesis, genesis_anchor: Anchor, epochs: EpochChain
 ) -> tuple[Anchor, SettledState]:
     """Return the newest certified checkpoint of a node's directory, or the genesis.
 
@@ -127,9 +132,8 @@ def newest_state(
         )
         return genesis_anchor, settled
     files = store.read(heights[-1])
-    validators = Validators(genesis.mesh_id, 0, genesis.validators)
     try:
-        found = certified(files.operation, files.certificate, validators)
+        found = certified(files.operation, files.certificate, epochs)
         outcome = check_state(found, files.settled, files.anchor, genesis)
     except (PeerError, GossipError, ConsensusError) as error:
         raise DamagedError(
@@ -179,6 +183,7 @@ async def _serve(node: Node, settings: Settings, genesis: Genesis, model: Shared
         stop.cancel()
         if work.done():
             _raise_first(work)
+            return
         log.info("node.stopping")
     finally:
         if work is not None:
@@ -196,6 +201,9 @@ def _raise_first(work: "asyncio.Task[None]") -> None:
     error = work.exception()
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, MembershipEnded):
+        # It left, and whoever remains can do without it.
+        return
     if isinstance(error, UserError):
         raise error
     if error is not None:

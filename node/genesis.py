@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shoal.consensus.epochs import EpochRecord, first_epoch
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.parameters import EpochParameters, genesis_parameters
 from shoal.gossip.schema import ModelSchema
@@ -115,6 +116,10 @@ class Genesis:
     def validators(self) -> tuple[bytes, ...]:
         """The founders' ids in ascending order: PBFT's replica numbering."""
         return tuple(sorted(founder.node_id for founder in self.founders))
+
+    def first_epoch(self) -> EpochRecord:
+        """Epoch 0 of the log: the founders vote."""
+        return first_epoch(self.mesh_id, self.validators)
 
     def epoch_parameters(self) -> EpochParameters:
         """Return what is in force until the first checkpoint is committed."""

@@ -7,7 +7,7 @@ durable before it is announced further.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -38,6 +38,7 @@ from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.shared_model import SharedModel
+from shoal.node.statements import delta_statement, eviction
 from shoal.node.wire import Announced as AnnouncedMessage
 from shoal.node.wire import SummaryMessage
 
@@ -52,8 +53,16 @@ class GossipDriver:
     """The relay's clock, its randomness and its hands."""
 
     def __init__(
-        self, *, model: SharedModel, links: Links, meters: Meters, settings: RelaySettings
+        self,
+        *,
+        model: SharedModel,
+        links: Links,
+        meters: Meters,
+        settings: RelaySettings,
+        on_evidence: Callable[[bytes], None],
     ) -> None:
+        """`on_evidence` is given the operation that puts out a member that lied."""
+        self._on_evidence = on_evidence
         self._model = model
         self._links = links
         self._meters = meters
@@ -165,6 +174,13 @@ class GossipDriver:
             raise PeerError("wrong-delta", "it is not the one that was asked for")
         return delta
 
+    async def _convict(self, known: DeltaHeader, rival: Delta) -> None:
+        """Two deltas of one number: both headers are signed, so they are evidence for anybody."""
+        first = await self._model.load(known.reference)
+        if first is not None:
+            one, other = delta_statement(first), delta_statement(rival)
+            self._on_evidence(eviction(known.sender, one, other))
+
     async def _take(self, delta: Delta, item: DeltaReference) -> None:
         """Hold a delta; one that a cut names is kept even where another has its number."""
         header = delta.header
@@ -175,6 +191,7 @@ class GossipDriver:
             self._meters.rejected["equivocation"] += 1
             log.warning("evidence", kind="two-deltas", signer=short(header.sender), why=str(error))
             await self._model.keep(delta)
+            await self._convict(error.first, delta)
             self._held(header)
             return
         except GossipError as error:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
+from shoal.consensus.epochs import EpochChain
 from shoal.consensus.errors import ConsensusError
-from shoal.consensus.validators import Validators
+from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.gossip.errors import GossipError
 from shoal.node import bulk
 from shoal.node.checkpointing import Certified, certified, check_state, write_checkpoint
@@ -126,7 +127,8 @@ def _write_directory(
         found, proof, anchor = newest
         outcome = check_state(found, proof.settled, anchor, genesis)
         store = CheckpointStore(directory / "checkpoints")
-        write_checkpoint(store, found, outcome, genesis, tokenizer)
+        epochs = EpochChain(genesis.first_epoch(), STABILITY_INTERVAL)
+        write_checkpoint(store, found, outcome, genesis, tokenizer, epochs)
     (directory / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")
     log.info(
         "mesh.fetched",
@@ -176,16 +178,21 @@ async def _fetch_checkpoint(
     stub: "MeshAsyncStub", genesis: Genesis
 ) -> tuple[Certified, CheckpointParts, bytes] | None:
     """The newest checkpoint, checked; None while the mesh has committed none."""
-    validators = Validators(genesis.mesh_id, 0, genesis.validators)
+    epochs = EpochChain(genesis.first_epoch(), STABILITY_INTERVAL)
 
     def check(parts: CheckpointParts) -> int:
-        certified(parts.operation, parts.certificate, validators)
+        certified(parts.operation, parts.certificate, epochs)
         return 4 * genesis.schema.layout.total
 
     try:
         parts, anchor = await bulk.fetch_checkpoint(stub, genesis.mesh_id, 0, check)
     except bulk.NotHeld:
         return None
-    found = certified(parts.operation, parts.certificate, validators)
+    except ConsensusError as error:
+        if error.reason != "unknown-epoch":
+            raise
+        # Of an epoch that is proved to us only once we run: we begin at the genesis.
+        return None
+    found = certified(parts.operation, parts.certificate, epochs)
     check_state(found, parts.settled, anchor, genesis)
     return found, parts, anchor

@@ -23,6 +23,7 @@ import structlog
 from shoal.node.errors import PeerError
 from shoal.node.identity import Identity, link_proof_bytes, short, verify
 from shoal.node.meters import Meters
+from shoal.node.statements import NONCE_BYTES, Boot, eviction, parse_boot
 from shoal.node.wire import (
     MESSAGE_BYTES_MAX,
     PROTOCOL_VERSION,
@@ -108,11 +109,14 @@ class Links:
         mesh_id: bytes,
         address: str,
         meters: Meters,
+        boot: int,
         is_member: Callable[[bytes], bool],
         on_up: Callable[[bytes], None],
         on_down: Callable[[bytes], None],
         on_message: Callable[[bytes, LinkMessage], None],
+        on_evidence: Callable[[bytes], None],
     ) -> None:
+        """`boot` counts the starts of this key; `on_evidence` takes an operation that evicts."""
         self._identity = identity
         self._mesh_id = mesh_id
         self._address = address
@@ -121,6 +125,11 @@ class Links:
         self._on_up = on_up
         self._on_down = on_down
         self._on_message = on_message
+        self._on_evidence = on_evidence
+        mine = Boot(identity.node_id, boot, secrets.token_bytes(NONCE_BYTES))
+        self._boot = mine.statement(identity.sign(mine.signed_bytes(mesh_id)))
+        # The newest boot that each peer has shown us, with its signed statement.
+        self._boots: dict[bytes, tuple[Boot, bytes]] = {}
         self._links: dict[bytes, list[_Link]] = {}
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._dialers: dict[str, asyncio.Task[None]] = {}
@@ -243,14 +252,33 @@ class Links:
             signed = link_proof_bytes(
                 self._mesh_id, self._identity.node_id, theirs.node_id, theirs.nonce
             )
-            await pipe.write(make_frame(Proof(self._identity.sign(signed))))
+            await pipe.write(make_frame(Proof(self._identity.sign(signed), self._boot)))
             proof = _expect(Proof, await pipe.read())
         claim = link_proof_bytes(self._mesh_id, theirs.node_id, self._identity.node_id, nonce)
         if not verify(theirs.node_id, claim, proof.signature):
             raise PeerError("bad-signature", "the proof of a link")
+        self._check_boot(theirs.node_id, proof.boot)
         if theirs.address and not self.record(theirs.node_id).address:
             self.record(theirs.node_id).address = theirs.address
         return theirs.node_id
+
+    def _check_boot(self, peer: bytes, statement: bytes) -> None:
+        """Raise PeerError for a process that another one with the same key has replaced.
+
+        A later boot replaces an earlier one. Two nonces for one boot are two processes that run
+        with one key: both statements are signed, so they are evidence.
+        """
+        boot = parse_boot(statement, self._mesh_id)
+        if boot is None or boot.node_id != peer:
+            raise PeerError("bad-signature", "the boot of a link")
+        known = self._boots.get(peer)
+        if known is not None and boot.count < known[0].count:
+            raise PeerError("stale-boot", f"{short(peer)} has started again since")
+        if known is not None and boot.count == known[0].count and boot.nonce != known[0].nonce:
+            log.warning("evidence", kind="two-processes", signer=short(peer))
+            self._on_evidence(eviction(peer, known[1], statement))
+            raise PeerError("two-processes", f"two processes use the key of {short(peer)}")
+        self._boots[peer] = (boot, statement)
 
     async def _hold(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()

@@ -5,19 +5,15 @@ links ──► gossip driver ──► shared model ◄── round loop ◄─
 """
 
 import asyncio
-import time
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from shoal.consensus.attest import Attestor, AttestorConfig
 from shoal.consensus.ledger import Ledger, Member
-from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
-from shoal.consensus.validators import Validators
 from shoal.gossip.delta import Delta
 from shoal.gossip.relay import RelaySettings
 from shoal.gossip.topology import neighbours
@@ -30,11 +26,12 @@ from shoal.node.errors import PeerError
 from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.identity import Identity, verify
-from shoal.node.join import ask_to_join
 from shoal.node.links import Links
+from shoal.node.membership import Membership
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.round import RoundLoop
 from shoal.node.shared_model import SharedModel, Unsaid
+from shoal.node.statements import statement_reader
 from shoal.node.status import (
     CHECKPOINTS_SHOWN,
     CheckpointFacts,
@@ -57,7 +54,6 @@ log = structlog.get_logger()
 DUE_INTERVAL_S = 0.2
 # When nothing new has come for so long, what is pending is worth a cut of its own.
 QUIET_S = 4.0
-JOIN_INTERVAL_S = 3.0
 DIAL_INTERVAL_S = 2.0
 
 
@@ -87,19 +83,24 @@ class Node:
         self._meters = Meters()
         self._lag = LoopLag()
         self._store = CheckpointStore(settings.node.directory / "checkpoints")
-        self._validators = Validators(genesis.mesh_id, 0, genesis.validators)
         self.links = Links(
             identity=identity,
             mesh_id=genesis.mesh_id,
             address=settings.node.advertised,
             meters=self._meters,
-            is_member=lambda peer: peer in self._consensus.replica.ledger.members,
+            boot=database.boots,
+            is_member=self._is_member,
+            on_evidence=lambda operation: self._consensus.submit(operation),
             on_up=lambda peer: self._gossip.link_up(peer),
             on_down=lambda peer: self._gossip.link_down(peer),
             on_message=self._on_message,
         )
         self._gossip = GossipDriver(
-            model=model, links=self.links, meters=self._meters, settings=_relay_settings(settings)
+            model=model,
+            links=self.links,
+            meters=self._meters,
+            settings=_relay_settings(settings),
+            on_evidence=lambda operation: self._consensus.submit(operation),
         )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
@@ -127,7 +128,7 @@ class Node:
         return Checkpointer(
             me=self._identity.node_id,
             genesis=self._genesis,
-            validators=self._validators,
+            epochs=lambda: self._consensus.replica.epochs,
             model=self._model,
             gossip=self._gossip,
             links=self.links,
@@ -149,31 +150,27 @@ class Node:
         ]
         replica = Replica.restore(
             Config(
-                validators=self._validators,
                 me=me,
                 timeout_ms=int(settings.base_timeout_s * 1000),
+                read_statement=statement_reader(self.mesh_id),
             ),
-            Ledger.genesis(self.mesh_id, founders),
+            Ledger.genesis(self.mesh_id, founders, self._genesis.validators),
             rows,
             sign=sign,
             verify=verify,
         )
-        attestor = None
-        if me in self._validators.keys:
-            config = AttestorConfig(
-                validators=self._validators,
-                me=me,
-                attempt_ms=int(settings.candidate_timeout_s * 1000),
-            )
-            attestor = Attestor(config, rows, sign=sign, verify=verify)
+        config = AttestorConfig(
+            validators=replica.validators,
+            me=me,
+            attempt_ms=int(settings.candidate_timeout_s * 1000),
+        )
         checkpointer = self._checkpointer
         return ConsensusDriver(
             replica=replica,
-            attestor=attestor,
+            attestor=Attestor(config, rows, sign=sign, verify=verify),
             database=self._database,
             links=self.links,
             meters=self._meters,
-            validators=self._validators.keys,
             me=me,
             duties=Duties(
                 decided=checkpointer.decided,
@@ -183,6 +180,23 @@ class Node:
             ),
         )
 
+    def _make_membership(self) -> Membership:
+        return Membership(
+            settings=self._settings,
+            identity=self._identity,
+            genesis=self._genesis,
+            links=self.links,
+            replica=self._consensus.replica,
+            height=lambda: self._model.height,
+            shard_tokens=lambda: self.state.shard_tokens,
+            submit=self._consensus.submit,
+        )
+
+    def _is_member(self, peer: bytes) -> bool:
+        """A validator that has left is heard until its epoch ends: its vote may be needed."""
+        replica = self._consensus.replica
+        return peer in replica.ledger.members or peer in replica.validators.keys
+
     # --- running --------------------------------------------------------------------------------
 
     async def run(self, trainer: TrainerProcess | None) -> None:
@@ -191,7 +205,7 @@ class Node:
         height = self._model.height
         shown = await self._database.cuts(height - CHECKPOINTS_SHOWN + 1, height)
         for _, operation, certificate in shown:
-            found = certified(operation, certificate, self._validators)
+            found = certified(operation, certificate, self._consensus.replica.epochs)
             self._on_certified(found, True)
         self._checkpointer.follow(self._consensus.replica.ledger.height)
         self._consensus.start(int.from_bytes(applied, "big") if applied else 0)
@@ -205,7 +219,7 @@ class Node:
             self._checkpointer.run(),
             self._watch_for_cuts(),
             self._keep_dialling(),
-            self._keep_asking_to_join(),
+            self._make_membership().run(),
         ]
         if trainer is not None:
             works.append(self._train(trainer))
@@ -252,9 +266,10 @@ class Node:
             count = len(self._model.book.pending())
             if count != pending:
                 pending, since = count, loop.time()
+            validators = self._consensus.replica.validators
             due = self._model.book.due(
-                self._validators.keys,
-                quorum=self._validators.quorum,
+                validators.keys,
+                quorum=validators.quorum,
                 rounds_per_checkpoint=self._genesis.parameters.rounds_per_checkpoint,
             )
             quiet_s = max(QUIET_S, 4 * self.state.facts.round_seconds)
@@ -268,7 +283,7 @@ class Node:
         while True:
             members = self._consensus.replica.ledger.members
             wanted = set(neighbours(members, me, self.mesh_id, self._settings.gossip.degree)) | set(
-                self._validators.keys
+                self._consensus.replica.validators.keys
             )
             targets: dict[str, bytes | None] = {
                 members[peer].address: peer for peer in sorted(wanted - {me}) if peer in members
@@ -278,26 +293,6 @@ class Node:
                     targets.setdefault(address, None)
             self.links.dial(targets)
             await asyncio.sleep(DIAL_INTERVAL_S)
-
-    async def _keep_asking_to_join(self) -> None:
-        """A node that is no member asks the addresses it knows until the log says it is one."""
-        ledger = self._consensus.replica.ledger
-        if self._identity.node_id in ledger.members:
-            return
-        join = Join(
-            member=self._identity.node_id,
-            address=self._settings.node.advertised,
-            shard_tokens=self.state.shard_tokens,
-            share_permille=self._settings.train.share_permille,
-            time_ms=time.time_ns() // 1_000_000,
-        )
-        signature = self._identity.sign(join.signed_bytes(self.mesh_id))
-        operation = operation_bytes(replace(join, signature=signature))
-        addresses = [*self._settings.node.peers, *(f.address for f in self._genesis.founders)]
-        while self._identity.node_id not in self._consensus.replica.ledger.members:
-            await ask_to_join(self.links, list(dict.fromkeys(addresses)), operation)
-            await asyncio.sleep(JOIN_INTERVAL_S)
-        log.info("membership.granted")
 
     # --- what happens ---------------------------------------------------------------------------
 
@@ -373,14 +368,14 @@ class Node:
         anchor = await asyncio.to_thread(path.read_bytes)
         return GenesisParts(self._genesis.document, len(anchor), self._tokenizer), anchor
 
-    async def submit_join(self, operation: bytes) -> str:
-        """Hand a signed Join to the validators; returns "" or why not."""
+    async def submit(self, operation: bytes) -> str:
+        """Hand a signed operation to the validators; returns "" or why not."""
         reason = self._consensus.replica.check(operation)
         if reason is None:
             self._consensus.submit(operation)
             return ""
-        # Asking twice is what a joiner does whose answer was lost.
-        return "" if reason == "already-executed" else reason
+        # Asking twice is what somebody does whose answer was lost.
+        return "" if reason in ("already-executed", "already-approved") else reason
 
     def status(self) -> StatusReply:
         """Return everything that there is to know about this node."""

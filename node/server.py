@@ -63,8 +63,8 @@ class Backend(Protocol):
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         """Return the genesis and its anchor."""
 
-    async def submit_join(self, operation: bytes) -> str:
-        """Hand a signed Join to the validators; returns "" or why not."""
+    async def submit(self, operation: bytes) -> str:
+        """Hand a signed operation to the validators; returns "" or why not."""
 
     def status(self) -> inspect_pb2.StatusReply:
         """Return everything that there is to know about this node."""
@@ -152,11 +152,11 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
             yield chunk
 
     async def Join(self, request: mesh_pb2.JoinRequest, context: Any) -> mesh_pb2.JoinReply:
-        """Hand a request for membership to the validators."""
+        """Hand a request about membership (Join, Leave, Approve, Evict) to the validators."""
         if len(request.operation) > OPERATION_BYTES_MAX:
             reason = "the request is too long"
         else:
-            reason = await self._backend.submit_join(request.operation)
+            reason = await self._backend.submit(request.operation)
         if reason:
             self._refuse("join-refused")
         return mesh_pb2.JoinReply(accepted=not reason, reason=reason)

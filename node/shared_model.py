@@ -210,7 +210,8 @@ class SharedModel:
         increments = parameters.increments(sparse, sender=sender, schema=self.schema)
         return _Opened(sparse, increments, parameters)
 
-    async def _load(self, reference: DeltaReference) -> Delta | None:
+    async def load(self, reference: DeltaReference) -> Delta | None:
+        """Return a delta from the disk, or None."""
         blob = await self._database.get_delta(*reference)
         return self.parse(blob) if blob is not None else None
 
@@ -239,7 +240,7 @@ class SharedModel:
         deltas = []
         missing = []
         for reference in cut:
-            delta = await self._load(reference)
+            delta = await self.load(reference)
             if delta is None:
                 missing.append(reference)
             else:
@@ -317,7 +318,7 @@ class SharedModel:
         await self._rebuild_live()
         unsaid = []
         for header in settled.expired:
-            delta = await self._load(header.reference)
+            delta = await self.load(header.reference)
             if header.sender == self._me and delta is not None:
                 sparse = await self.compute(
                     lambda frame=delta.frame: decode(frame, self.schema.layout)  # type: ignore[misc]
@@ -334,7 +335,7 @@ class SharedModel:
         await self._notify()
 
     async def _rebuild_live(self) -> None:
-        deltas = [await self._load(header.reference) for header in self.book.pending()]
+        deltas = [await self.load(header.reference) for header in self.book.pending()]
 
         def work() -> Anchor:
             live = self.committed.copy()

@@ -91,7 +91,7 @@ def status_reply(state: NodeState) -> StatusReply:
     """Return the node's state as it is now."""
     settings, replica = state.settings, state.consensus.replica
     p50, p99, worst = state.lag.quantiles_ms()
-    validator = state.node_id in state.genesis.validators
+    validator = state.node_id in replica.validators.keys
     member = state.node_id in replica.ledger.members
     rejected = state.meters.rejected + Counter(state.consensus.refused())
     for reason in ORDINARY:
@@ -155,15 +155,14 @@ def _gossip(state: NodeState) -> inspect_pb2.Gossip:
 def _consensus(state: NodeState) -> inspect_pb2.Consensus:
     replica = state.consensus.replica
     seen = replica.inspect()
-    validators = len(state.genesis.validators)
     return inspect_pb2.Consensus(
         epoch=seen.epoch,
         view=seen.view,
         view_active=seen.active,
         last_executed=seen.executed,
         low_watermark=seen.low,
-        validators=validators,
-        quorum=quorum(validators),
+        validators=len(seen.validators),
+        quorum=quorum(len(seen.validators)),
         byzantine_tolerance=seen.faults_tolerated,
         members=len(replica.ledger.members),
         pending_operations=seen.pending,
@@ -188,6 +187,7 @@ def _checkpoint(state: NodeState, height: int) -> inspect_pb2.Checkpoint:
 
 def _peers(state: NodeState) -> list[inspect_pb2.Peer]:
     newest: dict[bytes, int] = {}
+    validators = state.consensus.replica.validators.keys
     for member, (contiguous, bitmap) in state.model.book.summary().items():
         newest[member] = contiguous + int.from_bytes(bitmap, "little").bit_length()
     return [
@@ -199,7 +199,7 @@ def _peers(state: NodeState) -> list[inspect_pb2.Peer]:
             sent_bytes=record.sent_bytes,
             received_bytes=record.received_bytes,
             last_sequence=newest.get(peer, 0),
-            validator=peer in state.genesis.validators,
+            validator=peer in validators,
             last_error=record.last_error,
             committed_height=record.committed_height,
         )

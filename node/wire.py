@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from shoal.node.errors import PeerError
+from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.proto import mesh_pb2
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 CHUNK_BYTES = 1 << 20
 # Above the largest frame or chunk plus its envelope, far below what hurts.
@@ -45,9 +46,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The second frame of a link: a signature over the other side's nonce."""
+    """The second frame of a link: a signature over the other side's nonce, and a signed boot."""
 
     signature: bytes
+    boot: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def parse_frame(frame: Frame) -> LinkMessage:
         return _parse_hello(frame.hello)
     if kind == "proof":
         _require(len(frame.proof.signature) == 64, "a signature is not 64 bytes")
-        return Proof(frame.proof.signature)
+        _require(len(frame.proof.boot) == BOOT_STATEMENT_BYTES, "a boot of the wrong length")
+        return Proof(frame.proof.signature, frame.proof.boot)
     if kind == "announce":
         _require(len(frame.announce.deltas) <= ANNOUNCED_MAX, "too many deltas announced")
         return Announced(
@@ -159,8 +162,8 @@ def make_frame(message: LinkMessage) -> Frame:
                     address=address,
                 )
             )
-        case Proof(signature):
-            return Frame(proof=mesh_pb2.Proof(signature=signature))
+        case Proof(signature, boot):
+            return Frame(proof=mesh_pb2.Proof(signature=signature, boot=boot))
         case Announced(deltas):
             return Frame(announce=mesh_pb2.Announce(deltas=[_reference(delta) for delta in deltas]))
         case SummaryMessage(height, members):

@@ -105,16 +105,20 @@ class Proof(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
     signature: _builtins.bytes
     """64 bytes over domain, mesh_id, both node ids, the other side's nonce"""
+    boot: _builtins.bytes
+    """121 bytes, signed: which start of its key this process is"""
     def __init__(
         self,
         *,
         signature: _builtins.bytes = ...,
+        boot: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -412,7 +416,7 @@ class JoinRequest(_message.Message):
 
     OPERATION_FIELD_NUMBER: _builtins.int
     operation: _builtins.bytes
-    """a signed Join of consensus/records.py, verbatim"""
+    """a signed Join, Leave, Approve or Evict of consensus/records.py"""
     def __init__(
         self,
         *,

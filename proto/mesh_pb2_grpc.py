@@ -77,7 +77,7 @@ class MeshServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Join(self, request, context):
-        """A node that is not a member asks to be one.
+        """An operation about membership for the validators: a node that is not a member asks to be one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class MeshStub:
     Fetch: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchRequest, _mesh_pb2.Chunk]
     """Bulk, on a stream of its own so that votes never queue behind it."""
     Join: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinReply]
-    """A node that is not a member asks to be one."""
+    """An operation about membership for the validators: a node that is not a member asks to be one."""
 
 @_typing.type_check_only
 class MeshAsyncStub(MeshStub):
@@ -62,7 +62,7 @@ class MeshAsyncStub(MeshStub):
     Fetch: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchRequest, _mesh_pb2.Chunk]  # type: ignore[assignment]
     """Bulk, on a stream of its own so that votes never queue behind it."""
     Join: _aio.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinReply]  # type: ignore[assignment]
-    """A node that is not a member asks to be one."""
+    """An operation about membership for the validators: a node that is not a member asks to be one."""
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
     """What members say to each other. Signed things (delta headers, votes, records) travel as the
@@ -95,6 +95,6 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         request: _mesh_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.JoinReply, _abc.Awaitable[_mesh_pb2.JoinReply]]:
-        """A node that is not a member asks to be one."""
+        """An operation about membership for the validators: a node that is not a member asks to be one."""
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,6 +30,7 @@ PROTO_USERS = {
     "node/links.py",
     "node/status.py",
     "node/join.py",
+    "node/operator.py",
     "node/inspect_client.py",
     "node/views.py",
     "node/demo.py",

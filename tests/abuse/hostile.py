@@ -43,10 +43,12 @@ class Hostile:
             mesh_id=self.mesh_id,
             address=self.settings.node.listen,
             meters=self.meters,
+            boot=1,
             is_member=lambda peer: True,
             on_up=lambda peer: None,
             on_down=lambda peer: None,
             on_message=lambda peer, message: None,
+            on_evidence=lambda operation: None,
         )
 
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
@@ -60,7 +62,7 @@ class Hostile:
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         return GenesisParts(self.genesis_document.document, 0, {}), b""
 
-    async def submit_join(self, operation: bytes) -> str:
+    async def submit(self, operation: bytes) -> str:
         del operation
         return "no"
 

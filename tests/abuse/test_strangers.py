@@ -83,10 +83,12 @@ def test_a_node_does_not_believe_who_answers_at_a_members_address(tmp_path: Path
                 mesh_id=node.node.mesh_id,
                 address="",
                 meters=Meters(),
+                boot=1,
                 is_member=lambda peer: True,
                 on_up=lambda peer: None,
                 on_down=lambda peer: None,
                 on_message=lambda peer, message: None,
+                on_evidence=lambda operation: None,
             )
             expected = bytes(range(32))
             links.dial({node.settings.node.listen: expected})

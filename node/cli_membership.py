@@ -1,0 +1,59 @@
+"""Commands about who is in the mesh and who votes: leave, promote, demote, expel."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Directory = Annotated[Path, typer.Argument(help="this node's directory")]
+Member = Annotated[str, typer.Argument(help="the other's node id, or the start of it")]
+Force = Annotated[bool, typer.Option("--force", help="even where no failure is tolerated then")]
+
+
+def leave(directory: Directory, force: Force = False) -> None:
+    """Leave the mesh for good; the running node stops when it is not needed any more.
+
+    Example: shoal leave runs/fifth
+    """
+    from shoal.node import operator
+
+    print(operator.leave(directory, force=force))
+
+
+def promote(directory: Directory, member: Member) -> None:
+    """As a validator, approve that a member becomes one. A quorum has to.
+
+    Example: shoal promote runs/mesh/node0 3f2a
+    """
+    from shoal.consensus.changes import ChangeKind
+    from shoal.node import operator
+
+    print(operator.approve(directory, ChangeKind.PROMOTE, member))
+
+
+def demote(directory: Directory, member: Member, force: Force = False) -> None:
+    """As a validator, approve that another one only trains from now on. A quorum has to.
+
+    Example: shoal demote runs/mesh/node0 3f2a
+    """
+    from shoal.consensus.changes import ChangeKind
+    from shoal.node import operator
+
+    print(operator.approve(directory, ChangeKind.DEMOTE, member, force=force))
+
+
+def expel(directory: Directory, member: Member, force: Force = False) -> None:
+    """As a validator, approve that a member is put out for good. A quorum has to.
+
+    Example: shoal expel runs/mesh/node0 3f2a
+    """
+    from shoal.consensus.changes import ChangeKind
+    from shoal.node import operator
+
+    print(operator.approve(directory, ChangeKind.EXPEL, member, force=force))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (leave, promote, demote, expel):
+        app.command()(command)

@@ -1,0 +1,149 @@
+"""Who is a member and who votes: what this node asks for, approves, and does when it is out.
+
+The log decides all of it (consensus/ledger.py). This is the node's will in the matter: it asks to
+be let in, it approves validators where its operator has said how many there should be, and it
+stops when the log says that it is no member any more.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from shoal.consensus.changes import Approve, Change, ChangeKind
+from shoal.consensus.records import Join, operation_bytes
+from shoal.consensus.replica import Replica
+from shoal.node.config import Settings
+from shoal.node.errors import DamagedError
+from shoal.node.genesis import Genesis
+from shoal.node.identity import Identity, short
+from shoal.node.join import ask_to_join
+from shoal.node.links import Links
+
+log = structlog.get_logger()
+
+JOIN_INTERVAL_S = 3.0
+LOOK_INTERVAL_S = 0.5
+# An approval that was not ordered is given again after so long.
+APPROVE_AGAIN_S = 5.0
+# How many heights a member may be behind and still become a validator.
+HEIGHTS_BEHIND_MAX = 1
+
+
+class MembershipEnded(Exception):
+    """The log says that this node has left, and the validators that remain need it no more."""
+
+
+def approval(identity: Identity, mesh_id: bytes, epoch: int, change: Change) -> bytes:
+    """This node's signed yes to a change, as an operation."""
+    unsigned = Approve(change=change, epoch=epoch, validator=identity.node_id)
+    signature = identity.sign(unsigned.signed_bytes(mesh_id))
+    return operation_bytes(replace(unsigned, signature=signature))
+
+
+class Membership:
+    """Runs beside the node for as long as it lives."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        identity: Identity,
+        genesis: Genesis,
+        links: Links,
+        replica: Replica,
+        height: Callable[[], int],
+        shard_tokens: Callable[[], int],
+        submit: Callable[[bytes], None],
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._genesis = genesis
+        self._links = links
+        self._replica = replica
+        self._height = height
+        self._shard_tokens = shard_tokens
+        self._submit = submit
+        self._approved: dict[bytes, float] = {}
+
+    async def run(self) -> None:
+        """Join, then watch; raises MembershipEnded, or DamagedError for a key that was evicted."""
+        await self._join()
+        log.info("membership.granted")
+        while self._belongs():
+            self._approve_validators()
+            await asyncio.sleep(LOOK_INTERVAL_S)
+        self._require_not_evicted()
+        log.info("membership.ended")
+        raise MembershipEnded
+
+    async def _join(self) -> None:
+        """A node that is no member asks the addresses it knows until the log says it is one."""
+        me = self._identity.node_id
+        if self._belongs():
+            return
+        join = Join(
+            member=me,
+            address=self._settings.node.advertised,
+            shard_tokens=self._shard_tokens(),
+            share_permille=self._settings.train.share_permille,
+            time_ms=time.time_ns() // 1_000_000,
+            validates=self._settings.consensus.willing,
+        )
+        signature = self._identity.sign(join.signed_bytes(self._genesis.mesh_id))
+        operation = operation_bytes(replace(join, signature=signature))
+        addresses = [*self._settings.node.peers, *(f.address for f in self._genesis.founders)]
+        while me not in self._replica.ledger.members:
+            self._require_not_evicted()
+            await ask_to_join(self._links, list(dict.fromkeys(addresses)), operation)
+            await asyncio.sleep(JOIN_INTERVAL_S)
+
+    def _belongs(self) -> bool:
+        """Whether this node is a member, or a validator that others still count on.
+
+        The last words of a validator that leaves count until the next epoch has started.
+        """
+        me, replica = self._identity.node_id, self._replica
+        seen = replica.inspect()
+        return me in replica.ledger.members or me in seen.validators or not seen.started
+
+    def _require_not_evicted(self) -> None:
+        if self._replica.ledger.is_evicted(self._identity.node_id):
+            raise DamagedError(
+                "the mesh has evicted this node's key, for good; look for a second process that "
+                "used the same key, then join again with a new directory"
+            )
+
+    def _approve_validators(self) -> None:
+        """As a validator: yes to members that are willing, here and up to date, up to the wish."""
+        replica, me = self._replica, self._identity.node_id
+        seen, ledger = replica.inspect(), replica.ledger
+        free = self._settings.consensus.validators_wanted - len(ledger.coming_validators())
+        if me not in seen.validators or not seen.started or free <= 0:
+            return
+        now = asyncio.get_running_loop().time()
+        for member in self._candidates()[:free]:
+            change = Change(ChangeKind.PROMOTE, member)
+            counted = change.digest in ledger.approvals.get(me, ())
+            if counted or now - self._approved.get(member, -APPROVE_AGAIN_S) < APPROVE_AGAIN_S:
+                continue
+            self._approved[member] = now
+            log.info("validator.approved", member=short(member), epoch=seen.epoch)
+            self._submit(approval(self._identity, self._genesis.mesh_id, seen.epoch, change))
+
+    def _candidates(self) -> list[bytes]:
+        """Members that could become validators now, the longest members first."""
+        ledger, connected = self._replica.ledger, set(self._links.connected)
+        coming = ledger.coming_validators()
+        least = self._height() - HEIGHTS_BEHIND_MAX
+        found = [
+            (known.time_ms, member)
+            for member, known in ledger.members.items()
+            if known.validates
+            and member not in coming
+            and member in connected
+            and self._links.record(member).committed_height >= least
+        ]
+        return [member for _, member in sorted(found)]

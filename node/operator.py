@@ -1,0 +1,119 @@
+"""What an operator decides about the mesh: leave it, or say yes to a change of who votes.
+
+The node's own key signs, so whoever can read a node's directory speaks for it, and nobody else.
+The signed operation goes to the running node, which hands it to the validators.
+"""
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+
+from shoal.consensus.changes import Change, ChangeKind
+from shoal.consensus.quorum import quorum
+from shoal.consensus.records import Leave, operation_bytes
+from shoal.node.config import load_settings
+from shoal.node.errors import UnreachableError, UserError
+from shoal.node.genesis import load_genesis
+from shoal.node.identity import Identity
+from shoal.node.inspect_client import fetch_status
+from shoal.node.links import CHANNEL_OPTIONS
+from shoal.node.membership import approval
+from shoal.proto.inspect_pb2 import StatusReply
+from shoal.proto.mesh_pb2 import JoinRequest
+from shoal.proto.mesh_pb2_grpc import MeshStub
+
+ANSWER_TIMEOUT_S = 5.0
+# Below so many validators none may fail.
+FAULT_TOLERANT = 4
+
+
+async def _submit(address: str, operation: bytes) -> None:
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        try:
+            request = JoinRequest(operation=operation)
+            reply = await MeshStub(channel).Join(request, timeout=ANSWER_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise UnreachableError(f"{address} did not answer: {error.code().name}") from None
+    if not reply.accepted:
+        raise UserError(f"the mesh refuses that: {_REASONS.get(reply.reason, reply.reason)}")
+
+
+_REASONS = {
+    "not-a-member": "there is no such member; `shoal peers` lists them",
+    "not-a-validator": "this node is no validator, so its approval does not count",
+    "validator-already": "it is a validator already",
+    "no-validator": "it is no validator",
+    "not-willing": "that node was started with consensus.willing = false",
+    "validators-full": "the mesh has 31 validators, the most that can vote",
+    "last-validator": "it is the last validator; promote another one first",
+    "stale-time": "this machine's clock is behind its last join; set it and try again",
+    "wrong-epoch": "the validators changed meanwhile; try again",
+}
+
+
+async def _own(directory: Path) -> tuple[Identity, bytes, str, StatusReply]:
+    settings = load_settings(directory, {})
+    identity = Identity.load(directory / "identity.key")
+    genesis, _, _ = load_genesis(directory / "genesis")
+    address = settings.node.listen
+    status = await fetch_status(address)
+    if status.node_id != identity.node_id.hex():
+        raise UserError(f"another node runs at {address}; start this one: shoal run {directory}")
+    return identity, genesis.mesh_id, address, status
+
+
+def _validators_after(status: StatusReply, change: int) -> str | None:
+    """Why a smaller set would be worth a second thought; None when it is not."""
+    now = status.consensus.validators
+    if now >= FAULT_TOLERANT > now + change:
+        return (
+            f"{now} validators tolerate {(now - 1) // 3} failing ones, {now + change} none; "
+            "say --force if that is meant"
+        )
+    return None
+
+
+def leave(directory: Path, *, force: bool) -> str:
+    """Tell the mesh that this node goes; raises UserError. The node stops when it may."""
+
+    async def work() -> str:
+        identity, mesh_id, address, status = await _own(directory)
+        warning = _validators_after(status, -1) if status.role == "validator" else None
+        if warning and not force:
+            raise UserError(warning)
+        unsigned = Leave(member=identity.node_id, time_ms=time.time_ns() // 1_000_000)
+        signature = identity.sign(unsigned.signed_bytes(mesh_id))
+        await _submit(address, operation_bytes(replace(unsigned, signature=signature)))
+        return "leaving; the node stops by itself when the others no longer need it"
+
+    return asyncio.run(work())
+
+
+def approve(directory: Path, kind: ChangeKind, member: str, *, force: bool = False) -> str:
+    """Sign a change with this validator's key and submit it; raises UserError."""
+
+    async def work() -> str:
+        identity, mesh_id, address, status = await _own(directory)
+        warning = None if kind is ChangeKind.PROMOTE else _validators_after(status, -1)
+        if warning and not force:
+            raise UserError(warning)
+        change = Change(kind, _member(member, status))
+        operation = approval(identity, mesh_id, status.consensus.epoch, change)
+        await _submit(address, operation)
+        needed = quorum(status.consensus.validators)
+        return f"approved; it happens when {needed} of {status.consensus.validators} have done so"
+
+    return asyncio.run(work())
+
+
+def _member(text: str, status: StatusReply) -> bytes:
+    """A full id, or the beginning of one that names exactly one peer (or this node)."""
+    known = [status.node_id, *(peer.node_id for peer in status.peers)]
+    found = [node_id for node_id in known if node_id.startswith(text.lower())]
+    if len(text) < 4 or len(found) != 1:
+        what = "several nodes" if len(text) >= 4 and found else "no node"
+        raise UserError(f'"{text}" names {what}; give more of its id, see `shoal peers --json`')
+    return bytes.fromhex(found[0])

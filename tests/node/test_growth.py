@@ -1,0 +1,133 @@
+"""From one node to seven validators and back to four, while everybody trains and commits."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from shoal.consensus.changes import Change, ChangeKind
+from shoal.consensus.records import Leave, operation_bytes
+from shoal.node.config import load_settings
+from shoal.node.identity import Identity
+from shoal.node.join import join_mesh
+from shoal.node.membership import MembershipEnded, approval
+from shoal.node.ports import free_address
+from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
+
+WANTED = {**QUICK, "consensus.validators_wanted": 7, "consensus.candidate_timeout_s": 2.0}
+
+
+DEBUG = None
+
+
+class Pulse:
+    """How long the mesh ever went without a new committed height."""
+
+    def __init__(self, node: RunningNode) -> None:
+        self._node = node
+        self.longest_s = 0.0
+        self.heights = [node.height]
+
+    async def run(self) -> None:
+        since = time.monotonic()
+        while True:
+            await asyncio.sleep(0.1)
+            height = self._node.node.state.consensus.replica.ledger.height
+            self.longest_s = max(self.longest_s, time.monotonic() - since)
+            if DEBUG is not None and int(time.monotonic()*10) % 30 == 0:
+                for n in DEBUG:
+                    r = n.node.state.consensus.replica
+                    i = r.inspect()
+                    print(n.directory.name, f"h{r.ledger.height} anchor{n.height} e{i.epoch}{'' if i.started else '?'} le{r.ledger.epoch.number} v{i.view} act{i.active} low{i.low} ex{i.executed} b{r.ledger.boundary} val{len(i.validators)} pend{i.pending} links{len(n.node.links.connected)} inbox{n.node.state.consensus._inbox.qsize()} round{n.node.state.facts.sequence} book{len(n.model.book.pending())} ref{dict(i.refused)}"[:400])
+                print()
+            if height != self.heights[-1]:
+                since = time.monotonic()
+                self.heights.append(height)
+
+
+async def join_as_validator(directory: Path, first: RunningNode) -> RunningNode:
+    await join_mesh(
+        first.settings.node.listen,
+        directory,
+        listen=free_address(),
+        advertise="",
+        data=first.settings.train.data,
+        mesh_id=first.node.mesh_id.hex(),
+        insecure=False,
+    )
+    node = RunningNode(directory, load_settings(directory, WANTED))
+    await node.start()
+    return node
+
+
+def validators(node: RunningNode) -> int:
+    return len(node.node.state.consensus.replica.validators.keys)
+
+
+def leave(node: RunningNode) -> None:
+    identity = Identity.load(node.directory / "identity.key")
+    unsigned = Leave(member=identity.node_id, time_ms=time.time_ns() // 1_000_000)
+    signature = identity.sign(unsigned.signed_bytes(node.node.mesh_id))
+    signed = Leave(member=identity.node_id, time_ms=unsigned.time_ms, signature=signature)
+    node.node.state.consensus.submit(operation_bytes(signed))
+
+
+def test_one_node_grows_to_seven_validators_and_shrinks_to_four(tmp_path: Path) -> None:
+    async def story() -> None:
+        (directory,) = found_mesh(tmp_path, nodes=1)
+        first = RunningNode(directory, load_settings(directory, WANTED))
+        await first.start()
+        nodes = [first]
+        global DEBUG
+        DEBUG = nodes
+        pulse = Pulse(first)
+        watching = asyncio.create_task(pulse.run())
+        try:
+            await until(lambda: first.height >= 1, nodes)
+            for number in range(2, 8):
+                nodes.append(await join_as_validator(tmp_path / f"joiner{number}", first))
+                await until(lambda n=number: validators(first) == n, nodes, seconds=90)  # type: ignore[misc]
+            target = first.height + 2
+            await until(lambda: all(node.height >= target for node in nodes), nodes, seconds=90)
+            assert len({node.root(target) for node in nodes}) == 1
+            leavers = nodes[-3:]
+            for index, leaver in enumerate(leavers):
+                leave(leaver)
+                await until(lambda n=6 - index: validators(first) == n, nodes[:4], seconds=90)  # type: ignore[misc]
+                await until(lambda one=leaver: one.failed() is not None, nodes[:4], seconds=60)  # type: ignore[misc]
+                assert isinstance(_first_of(leaver.failed()), MembershipEnded)
+            target = first.height + 2
+            stayed = nodes[:4]
+            await until(lambda: all(node.height >= target for node in stayed), stayed, seconds=90)
+            assert len({node.root(target) for node in stayed}) == 1
+            assert pulse.heights == sorted(pulse.heights), "no committed checkpoint was lost"
+            assert pulse.longest_s < 30, f"stalled for {pulse.longest_s:.0f} s"
+            print(f"longest time without a commit: {pulse.longest_s:.1f} s; {pulse.heights[-1]} heights")
+        finally:
+            watching.cancel()
+            await asyncio.gather(*(node.stop() for node in nodes))
+
+    asyncio.run(story())
+
+
+def _first_of(error: BaseException | None) -> BaseException | None:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def test_a_quorum_of_operators_promotes_and_demotes(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path), rounds=0) as nodes:
+            await until(lambda: nodes[0].height >= 1, nodes)
+            member = Identity.load(nodes[3].directory / "identity.key").node_id
+            change = Change(ChangeKind.DEMOTE, member)
+            for node in nodes[:3]:
+                identity = Identity.load(node.directory / "identity.key")
+                assert await node.node.submit(approval(identity, node.node.mesh_id, 0, change)) == ""
+            await until(lambda: all(validators(node) == 3 for node in nodes), nodes)
+            assert nodes[3].node.status().role == "member"
+            target = nodes[3].height + 2
+            await until(lambda: all(node.height >= target for node in nodes), nodes)
+            assert len({node.root(target) for node in nodes}) == 1
+
+    asyncio.run(story())
