@@ -61,6 +61,16 @@ def on_status_timer(core: Core) -> None:
         core.broadcast(Request(waiting.data))
 
 
+def ask(core: Core, peer: bytes) -> None:
+    """Tell this peer where we stand, since it may have what we lack; not too often."""
+    if core.now_ms - core.asked.get(peer, -core.config.timeout_ms) >= core.config.timeout_ms // 4:
+        core.asked.pop(peer, None)
+        core.asked[peer] = core.now_ms
+        if len(core.asked) > MAX_ANSWERED_PEERS:
+            del core.asked[next(iter(core.asked))]
+        core.send(peer, build_status(core))
+
+
 def build_status(core: Core) -> Status:
     """What we hold and what we lack, signed unless we only observe."""
     slots = bytes(
@@ -107,8 +117,7 @@ def on_status(core: Core, link: bytes, status: Status) -> None:
     """STATUS from a validator, by its signature, or from an observer, by the link it came on."""
     if status.epoch > core.epoch:
         # The peer is in an epoch that we have not reached: it can tell us how we get there.
-        if _may_answer(core, link, status):
-            core.send(link, build_status(core))
+        ask(core, link)
         raise ConsensusError("later-epoch", str(status.epoch))
     if status.epoch < core.epoch:
         # Signed by a set that is history. What we send proves itself, so the link's word will do.
@@ -239,7 +248,7 @@ def _send_bodies(core: Core, peer: bytes, status: Status) -> None:
             core.send(peer, Request(body))
 
 
-def on_commit_proof(core: Core, message: CommitProof) -> None:
+def on_commit_proof(core: Core, link: bytes, message: CommitProof) -> None:
     """A decided operation: Q COMMIT signatures are enough, no vote of ours is needed."""
     certificate = message.certificate
     sequence = certificate.sequence
@@ -247,7 +256,9 @@ def on_commit_proof(core: Core, message: CommitProof) -> None:
         raise ConsensusError("not-a-commit-certificate")
     if sequence <= core.executed:
         return
-    if sequence > core.executed + 2 * core.window:
+    if certificate.epoch > core.epoch or sequence > core.executed + 2 * core.window:
+        # The peer has come further than we have, or pretends to: a question costs little.
+        ask(core, link)
         raise ConsensusError("outside-window", str(sequence))
     if operation_digest(message.operation) != certificate.digest:
         raise ConsensusError("digest-mismatch")

@@ -39,6 +39,13 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Linked:
+    """A link to this peer is up: a hint that it may have what we lack, and nothing more."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The timer of this name has run out. One that was cancelled or moved is ignored."""
 
@@ -52,7 +59,7 @@ class Submitted:
     operation: bytes
 
 
-Event = Started | Received | TimerFired | Submitted
+Event = Started | Received | Linked | TimerFired | Submitted
 
 
 @dataclass(frozen=True, slots=True)

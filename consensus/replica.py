@@ -26,6 +26,7 @@ from shoal.consensus.effects import (
     Effect,
     EpochStarted,
     Event,
+    Linked,
     Received,
     Restored,
     Started,
@@ -116,6 +117,8 @@ class Replica:
             case Submitted(operation):
                 self._admit(operation)
                 self._core.broadcast(Request(operation))
+            case Linked(peer):
+                catch_up.ask(self._core, peer)
             case Started(applied):
                 self._start(applied)
 
@@ -123,7 +126,7 @@ class Replica:
         core = self._core
         match message:
             case CommitProof():
-                catch_up.on_commit_proof(core, message)
+                catch_up.on_commit_proof(core, sender, message)
             case Stability():
                 catch_up.on_stability(core, message)
             case Status():

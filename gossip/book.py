@@ -140,19 +140,26 @@ class DeltaBook:
     def due(
         self, validators: Collection[bytes], *, quorum: int, rounds_per_checkpoint: int
     ) -> bool:
-        """Whether it is time for a cut: `quorum` validators have that many deltas pending."""
-        ready = sum(self._pending_of[v] >= rounds_per_checkpoint for v in validators)
-        return ready >= quorum
+        """Whether it is time for a cut: `quorum` validators have that many deltas pending.
 
-    def cut(self) -> tuple[DeltaReference, ...]:
+        So that slow validators, or some that do not train at all, cannot keep the rest from ever
+        committing, twice as many of a single member are enough.
+        """
+        ready = sum(self._pending_of[v] >= rounds_per_checkpoint for v in validators)
+        return ready >= quorum or max(self._pending_of.values(), default=0) >= (
+            2 * rounds_per_checkpoint
+        )
+
+    def cut(self, limit: int = CUT_MAX) -> tuple[DeltaReference, ...]:
         """A candidate for the next height: everything pending, in order of (member, sequence).
 
-        Where there is more than a cut may hold, every member gets as many as the others, oldest
+        Where that is more than `limit`, every member gets as many as the others, oldest
         first; the rest is for the next cut.
         """
         headers = self.pending()
-        if len(headers) > CUT_MAX:
-            kept = sorted(_ranked(headers))[:CUT_MAX]
+        limit = min(limit, CUT_MAX)
+        if len(headers) > limit:
+            kept = sorted(_ranked(headers))[:limit]
             headers = tuple(self._pending[key] for key in sorted(key for _, key in kept))
         return tuple(header.reference for header in headers)
 

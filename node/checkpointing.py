@@ -47,6 +47,10 @@ DIGEST_BYTES = 32
 # How long a validator tries to get a candidate's deltas before it calls the candidate wrong.
 OBTAIN_TIMEOUT_S = 20.0
 RETRY_S = 1.0
+# A cut takes at most so many times the rounds that make one due. When the mesh could not commit
+# for a while, a cut of everything would take longer to check than a proposer has, and the next
+# one longer still; in slices it catches up.
+CUT_ROUNDS = 4
 APPLIED = "applied"
 
 
@@ -193,14 +197,16 @@ class Checkpointer:
         """Build the record of everything that is pending here."""
         if self._model.height != wish.height - 1:
             return None
-        cut = self._model.book.cut()
+        members = self._members()
+        rounds = CUT_ROUNDS * self._genesis.parameters.rounds_per_checkpoint
+        cut = self._model.book.cut(limit=rounds * max(1, len(members)))
         try:
-            outcome = await self._model.outcome(cut, self._members())
+            outcome = await self._model.outcome(cut, members)
             if outcome.out_of_range:
                 # A cut of nothing keeps heights moving, so that what went too far expires.
                 log.error("candidate.out-of-range", height=wish.height, deltas=len(cut))
                 cut = ()
-                outcome = await self._model.outcome(cut, self._members())
+                outcome = await self._model.outcome(cut, members)
         except (MissingDeltas, GossipError, FrameError) as error:
             log.warning("candidate.failed", height=wish.height, why=str(error))
             return None

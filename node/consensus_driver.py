@@ -28,6 +28,7 @@ from shoal.consensus.effects import (
     EpochStarted,
     Event,
     Evidence,
+    Linked,
     Persist,
     Propose,
     Received,
@@ -109,6 +110,10 @@ class ConsensusDriver:
             self._put(self.replica, Received(peer, data))
         else:
             self._put(self.attestor, Received(peer, data))
+
+    def linked(self, peer: bytes) -> None:
+        """A link to this neighbour is up."""
+        self._put(self.replica, Linked(peer))
 
     def submit(self, operation: bytes) -> None:
         """Ask for an operation to be ordered."""

@@ -91,7 +91,7 @@ class Node:
             boot=database.boots,
             is_member=self._is_member,
             on_evidence=lambda operation: self._consensus.submit(operation),
-            on_up=lambda peer: self._gossip.link_up(peer),
+            on_up=self._on_up,
             on_down=lambda peer: self._gossip.link_down(peer),
             on_message=self._on_message,
         )
@@ -192,6 +192,10 @@ class Node:
             submit=self._consensus.submit,
         )
 
+    def _on_up(self, peer: bytes) -> None:
+        self._gossip.link_up(peer)
+        self._consensus.linked(peer)
+
     def _is_member(self, peer: bytes) -> bool:
         """A validator that has left is heard until its epoch ends: its vote may be needed."""
         replica = self._consensus.replica
@@ -261,8 +265,14 @@ class Node:
         """Tell the attestor when it is time for a checkpoint."""
         loop = asyncio.get_running_loop()
         pending, since = 0, loop.time()
+        members, until_height = set(self._model.parameters.members), 0
         while True:
             await asyncio.sleep(DUE_INTERVAL_S)
+            if set(self._consensus.replica.ledger.members) != members:
+                # Who trains from now on is part of a checkpoint; one that was under way when the
+                # members changed may not say so yet.
+                members = set(self._consensus.replica.ledger.members)
+                until_height = self._model.height + 1
             count = len(self._model.book.pending())
             if count != pending:
                 pending, since = count, loop.time()
@@ -274,6 +284,8 @@ class Node:
             )
             quiet_s = max(QUIET_S, 4 * self.state.facts.round_seconds)
             due = due or (pending > 0 and loop.time() - since > quiet_s)
+            differ = members != set(self._model.parameters.members)
+            due = due or (differ and self._model.height <= until_height)
             if due and self._model.height == self._consensus.replica.ledger.height:
                 self._consensus.cut_due(self._model.height + 1)
 
