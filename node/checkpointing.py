@@ -6,7 +6,7 @@ the recomputed root differs, this node's state is wrong and it fetches the certi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -115,9 +115,15 @@ def write_checkpoint(
     outcome: Outcome,
     genesis: Genesis,
     tokenizer: Mapping[str, bytes],
+    deltas: Sequence[bytes | None] | None = None,
 ) -> None:
-    """Put a checked checkpoint on the disk."""
+    """Put a checked checkpoint on the disk, with the blobs of its cut where all are here.
+
+    checkpoint.json says whether they are.
+    """
     keys = genesis.validators
+    whole = [blob for blob in deltas or () if blob is not None]
+    complete = deltas is not None and len(whole) == len(found.record.cut)
     store.write(
         CheckpointFiles(
             height=found.height,
@@ -127,7 +133,8 @@ def write_checkpoint(
             anchor=anchor_to_bytes(outcome.anchor),
         ),
         outcome.anchor,
-        root=outcome.root,
+        genesis=genesis.document,
+        deltas=whole if complete else None,
         model_config=genesis.model_config,
         tokenizer=tokenizer,
         facts={
@@ -140,6 +147,7 @@ def write_checkpoint(
             "signatures": len(found.certificate.signers),
             "signers": [keys[signer].hex() for signer in found.certificate.signers],
             "deltas": len(found.record.cut),
+            "deltas_kept": complete,
             "tokens": found.parameters.tokens,
             "alpha": found.parameters.alpha,
         },
@@ -311,8 +319,9 @@ class Checkpointer:
         return True
 
     async def _keep(self, found: Certified, outcome: Outcome) -> None:
+        deltas = [await self._database.get_delta(*reference) for reference in found.cut]
         await asyncio.to_thread(
-            write_checkpoint, self._store, found, outcome, self._genesis, self._tokenizer
+            write_checkpoint, self._store, found, outcome, self._genesis, self._tokenizer, deltas
         )
         self._on_certified(found, True)
         log.info(
