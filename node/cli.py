@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import shoal
-from shoal.node import errors
+from shoal.node import errors, proof_commands
 from shoal.node.config import DEFAULT_LISTEN, load_settings
 from shoal.node.errors import UserError
 
@@ -252,6 +252,9 @@ def generate(
     from shoal.node.local_model import continue_text
 
     print(continue_text(checkpoint, prompt, tokens=tokens, temperature=temperature, seed=seed))
+
+
+app.command()(proof_commands.verify)
 
 
 @app.command()
