@@ -329,7 +329,7 @@ def test_the_command_loads_none_of_the_code_that_it_checks(written: dict[int, Pa
         "import sys; from shoal.node.cli import main; "
         f"code = main(['verify', {str(written[2])!r}, '--trust', {MESH.mesh_id.hex()!r}]); "
         "theirs = ('shoal.consensus', 'shoal.gossip', 'shoal.compression', 'torch', 'grpc'); "
-        "sys.exit(code or ' '.join(m for m in sys.modules if m.startswith(theirs)))"
+        "sys.exit(code or ' '.join(m for m in sys.modules if m.startswith(theirs)) or 0)"
     )
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
