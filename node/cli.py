@@ -255,6 +255,7 @@ def generate(
 
 
 app.command()(proof_commands.verify)
+app.command()(proof_commands.audit)
 
 
 @app.command()

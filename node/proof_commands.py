@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from shoal.node.errors import DamagedError
+
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of lines")]
 
 
@@ -39,3 +41,36 @@ def verify(
             print(json.dumps(facts, indent=2))
         raise
     print(json.dumps(proof.to_json(), indent=2) if as_json else "\n".join(proof.lines()))
+
+
+def audit(
+    directory: Annotated[Path, typer.Argument(help="a checkpoint, or a node's directory")],
+    previous: Annotated[
+        Path | None, typer.Option(help="the checkpoint before it, if it lies elsewhere")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the signed deltas of checkpoints and show who contributed what.
+
+    Starts from the checkpoint before (height 1: from the genesis), applies every delta of the cut
+    and compares the root with the certified one. Exit code 0: reproduced; 4: not, with what is
+    wrong; 2: something that it needs was not kept.
+
+    Example: shoal audit runs/mesh/node0
+    """
+    from shoal.node.audit import audit_all
+
+    audits, skipped = audit_all(directory, previous)
+    if as_json:
+        facts = {"audits": [each.to_json() for each in audits], "skipped": skipped}
+        print(json.dumps(facts, indent=2))
+    else:
+        print("\n\n".join("\n".join(each.lines()) for each in audits))
+        for height, why in skipped.items():
+            print(f"\ncheckpoint {height} was not audited: {why}")
+    if wrong := [each for each in audits if not each.reproduced]:
+        first = wrong[0].problems[0]
+        raise DamagedError(
+            f"checkpoint {wrong[0].height} does not follow from its deltas: "
+            f"{first.reason}: {first.detail}"
+        )
