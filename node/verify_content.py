@@ -106,7 +106,10 @@ def check_settled(directory: Path, record: Record) -> None:
 
 def check_model_files(directory: Path, genesis: Genesis) -> None:
     """Raise Refused unless config.json and the tokenizer are those of the genesis."""
-    expected = (json.dumps(genesis.model, indent=2) + "\n").encode()
+    try:
+        expected = (json.dumps(genesis.model, indent=2) + "\n").encode()
+    except RecursionError:
+        raise Refused("config", "the model of the genesis is nested too deeply") from None
     # Byte for byte: a key that stands twice would be read differently by different readers.
     if read_file(directory, "config.json", len(expected) + MIB) != expected:
         raise Refused("config", "config.json is not the model of the genesis")

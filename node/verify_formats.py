@@ -55,11 +55,11 @@ def opened(directory: Path, name: str, bytes_max: int) -> Iterator[tuple[BinaryI
     """Open a plain file of the directory and give it with its size; raises Refused."""
     path = directory / name
     if not path.is_file():
-        raise Refused("missing-file", f"{name} is not there")
+        raise Refused("missing-file", f"{name!r} is not there")
     with path.open("rb") as file:
         size = path.stat().st_size
         if size > bytes_max:
-            raise Refused("too-large", f"{name} has {size} bytes, at most {bytes_max} make sense")
+            raise Refused("too-large", f"{name!r} has {size} bytes, at most {bytes_max}")
         yield file, size
 
 

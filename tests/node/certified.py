@@ -165,6 +165,7 @@ class CertifiedMesh:
 
     def attestation(self, record: CheckpointRecord, **how: object) -> Certificate:
         given: dict[str, object] = {
+            "kind": VoteKind.ATTEST,
             "epoch": self.epoch,
             "view": record.attempt,
             "sequence": record.height,
@@ -172,7 +173,7 @@ class CertifiedMesh:
             "voters": self.sets[-1],
             **how,
         }
-        return self.certificate(VoteKind.ATTEST, **given)  # type: ignore[arg-type]
+        return self.certificate(**given)  # type: ignore[arg-type]
 
     def commit(self, operation: bytes, **how: object) -> Certificate:
         given: dict[str, object] = {

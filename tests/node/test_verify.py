@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -337,3 +338,17 @@ def test_the_command_loads_none_of_the_code_that_it_checks(written: dict[int, Pa
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "height     5, round 4" in finished.stdout
     assert "which you named" in finished.stdout
+
+
+def test_every_reason_is_explained_and_none_is_invented() -> None:
+    root = Path(__file__).parents[2]
+    code = "".join(path.read_text() for path in (root / "node").glob("verify*.py"))
+    raised = set(re.findall(r'Refused\(\s*"([a-z-]+)"', code))
+    kinds = re.findall(r'Refused\(\s*f"\{reason\}-([a-z]+)"', code)
+    raised |= {f"{what}-{kind}" for what in ("epoch", "commit", "attestation") for kind in kinds}
+    raised |= {f"malformed-{what}" for what in re.findall(r'Fields\(.*, "([a-z-]+)"\)', code)}
+    rows = re.findall(
+        r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \|", (root / "docs/verify.md").read_text(), re.M
+    )
+    explained = {word for row in rows for word in re.findall(r"`([a-z-]+)`", row)}
+    assert explained == raised

@@ -68,6 +68,8 @@ def test_a_forged_commit_certificate(
         ({"digest": bytes(32)}, "attestation-subject"),
         ({"view": 0}, "attestation-position"),
         ({"sequence": 4}, "attestation-position"),
+        ({"kind": VoteKind.COMMIT}, "attestation-kind"),
+        ({"voters": keys("BCDEF")}, "attestation-signer"),
     ],
 )
 def test_an_attestation_that_does_not_hold(
@@ -90,6 +92,7 @@ def test_an_attestation_that_does_not_hold(
         ({"anchor_root": bytes(32)}, "manifest-root"),
         ({"parameters": MESH.record.parameters[:-32] + bytes(32)}, "settled"),
         ({"cut": MESH.record.cut[:2]}, "deltas-count"),
+        ({"cut": (replace(MESH.record.cut[0], sequence=2), *MESH.record.cut[1:])}, "delta-header"),
     ],
 )
 def test_a_record_that_contradicts_the_directory_whoever_signed_it(
@@ -97,6 +100,15 @@ def test_a_record_that_contradicts_the_directory_whoever_signed_it(
 ) -> None:
     MESH.recommit(directory, replace(MESH.record, **changes))  # type: ignore[arg-type]
     assert refusal(directory).reason == reason
+
+
+def test_the_first_checkpoint_follows_from_the_genesis(tmp_path: Path) -> None:
+    mesh = CertifiedMesh("ABCD")
+    mesh.height = 1
+    directory = mesh.write(tmp_path)
+    assert refusal(directory, mesh.mesh_id).reason == "record-parent"
+    mesh.recommit(directory, replace(mesh.record, parent=mesh.mesh_id))
+    assert verify_checkpoint(directory, mesh.mesh_id).record.height == 1
 
 
 def test_a_checkpoint_under_another_height_is_refused(directory: Path) -> None:
@@ -134,6 +146,7 @@ DOUBLED = SHUFFLED[:81] + SHUFFLED[81:113] * 2 + SHUFFLED[145:]
         ((), "commit-epoch"),
         ((FIRST, SECOND, MESH.link(2)), "epoch-order"),
         ((FIRST, MESH.link(2, voters=MESH.sets[0])), "epoch-quorum"),
+        ((MESH.link(1, voters=keys("ABCDE")), SECOND), "epoch-signer"),
         ((MESH.link(1, voters=MESH.sets[2]), SECOND), "epoch-signature"),
         ((FIRST, MESH.link(2, voters=keys("VWXYZ"))), "epoch-signature"),
         (ATTACKER.links, "epoch-mesh"),
@@ -156,6 +169,7 @@ DOUBLED = SHUFFLED[:81] + SHUFFLED[81:113] * 2 + SHUFFLED[145:]
         "all left out",
         "last link twice",
         "signed by an older set",
+        "signed by the new set itself",
         "signed by a later set",
         "signed by strangers",
         "the chain of an attacker's genesis",
