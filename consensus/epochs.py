@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from shoal.consensus.certificate import Certificate, read_certificate, verify_certificate
 from shoal.consensus.errors import ConsensusError
-from shoal.consensus.fields import DIGEST_BYTES, ID_BYTES, Reader, blob, u8, u32, u64
+from shoal.consensus.fields import DIGEST_BYTES, ID_BYTES, Reader, blob, u8, u64
 from shoal.consensus.quorum import MAX_VALIDATORS
 from shoal.consensus.validators import Validators, Verify
 from shoal.consensus.votes import VoteKind
@@ -186,19 +186,18 @@ class EpochChain:
     def __iter__(self) -> Iterator[EpochLink]:
         return iter(self._links)
 
-    def to_bytes(self, number: int) -> bytes:
+    def links(self, number: int) -> tuple[bytes, ...]:
         """The links of epochs 1 to `number`: what a stranger needs besides the genesis."""
-        links = [blob(link.to_bytes()) for link in self._links[:number]]
-        return u32(len(links)) + b"".join(links)
+        return tuple(link.to_bytes() for link in self._links[:number])
 
 
-def read_chain(data: bytes, genesis: EpochRecord, interval: int, verify: Verify) -> EpochChain:
-    """Rebuild and check a chain from `EpochChain.to_bytes`; raises ConsensusError."""
+def build_chain(
+    links: Iterable[bytes], genesis: EpochRecord, interval: int, verify: Verify
+) -> EpochChain:
+    """Rebuild and check a chain from what `EpochChain.links` gave; raises ConsensusError."""
     chain = EpochChain(genesis, interval)
-    reader = Reader(data)
-    for _ in range(reader.u32()):
-        link = parse_link(reader.blob(MAX_LINK_BYTES))
+    for data in links:
+        link = parse_link(data)
         chain.check(link, verify)
         chain.append(link)
-    reader.end()
     return chain

@@ -26,6 +26,10 @@ from shoal.gossip.schema import ModelSchema
 # The largest magnitude an attested anchor may hold; int32 goes on to 2^31, a factor of 2 beyond.
 MAGNITUDE_MAX = 1 << 30
 LEAF_BYTES = 64 * 1024
+# A chunk is an aligned run of leaves whose number is a power of two, so that its hash is a node
+# of the tree: the last run, which may be shorter, is one too (docs/adr/0009).
+LEAVES_PER_CHUNK = 16
+CHUNK_BYTES = LEAVES_PER_CHUNK * LEAF_BYTES
 ROOT_DOMAIN = b"SHOAL-ANCHOR\x01"
 
 
@@ -114,7 +118,7 @@ class Anchor:
 
     def root(self) -> bytes:
         """32 bytes that are equal exactly where schema and all values are."""
-        return bind_root(self.schema, self.merkle_leaves())
+        return bind_root(self.schema.digest, self.schema.layout.total, self.merkle_leaves())
 
     def _add(self, delta: SparseDelta, table: NDArray[np.int32]) -> None:
         assert delta.layout.sizes == self.schema.layout.sizes, "the delta is of another model"
@@ -144,10 +148,22 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
     return level[0]
 
 
-def bind_root(schema: ModelSchema, leaves: Sequence[bytes]) -> bytes:
-    """The root of an anchor from its leaves: the tree's top, bound to the schema and P."""
-    total = schema.layout.total.to_bytes(8, "big")
-    return hashlib.sha256(ROOT_DOMAIN + schema.digest + total + merkle_root(leaves)).digest()
+def chunk_addresses(leaves: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The subtree hash of each chunk of 16 leaves, 32 bytes each, the last one of what is left.
+
+    `merkle_root` of the addresses is `merkle_root` of the leaves.
+    """
+    starts = range(0, len(leaves), LEAVES_PER_CHUNK)
+    return tuple(merkle_root(leaves[at : at + LEAVES_PER_CHUNK]) for at in starts)
+
+
+def bind_root(schema_digest: bytes, total: int, nodes: Sequence[bytes]) -> bytes:
+    """The root of an anchor of `total` parameters: the tree's top, bound to the schema and P.
+
+    `nodes` are the leaves, or the addresses of the chunks.
+    """
+    bound = ROOT_DOMAIN + schema_digest + total.to_bytes(8, "big")
+    return hashlib.sha256(bound + merkle_root(nodes)).digest()
 
 
 def _leaf(data: NDArray[np.uint8]) -> bytes:

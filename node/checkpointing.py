@@ -6,7 +6,7 @@ the recomputed root differs, this node's state is wrong and it fetches the certi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -123,9 +123,15 @@ def write_checkpoint(
     genesis: Genesis,
     tokenizer: Mapping[str, bytes],
     epochs: EpochChain,
+    deltas: Sequence[bytes | None] | None = None,
 ) -> None:
-    """Put a checked checkpoint on the disk."""
+    """Put a checked checkpoint on the disk, with the blobs of its cut where all are here.
+
+    checkpoint.json says whether they are.
+    """
     keys = epochs.validators(found.certificate.epoch).keys
+    whole = [blob for blob in deltas or () if blob is not None]
+    complete = deltas is not None and len(whole) == len(found.record.cut)
     store.write(
         CheckpointFiles(
             height=found.height,
@@ -133,9 +139,11 @@ def write_checkpoint(
             certificate=found.certificate.to_bytes(),
             settled=outcome.settled.to_bytes(),
             anchor=anchor_to_bytes(outcome.anchor),
+            links=epochs.links(found.certificate.epoch),
         ),
         outcome.anchor,
-        root=outcome.root,
+        genesis=genesis.document,
+        deltas=whole if complete else None,
         model_config=genesis.model_config,
         tokenizer=tokenizer,
         facts={
@@ -149,6 +157,7 @@ def write_checkpoint(
             "signatures": len(found.certificate.signers),
             "signers": [keys[signer].hex() for signer in found.certificate.signers],
             "deltas": len(found.record.cut),
+            "deltas_kept": complete,
             "tokens": found.parameters.tokens,
             "alpha": found.parameters.alpha,
         },
@@ -322,6 +331,7 @@ class Checkpointer:
         return True
 
     async def _keep(self, found: Certified, outcome: Outcome) -> None:
+        deltas = [await self._database.get_delta(*reference) for reference in found.cut]
         await asyncio.to_thread(
             write_checkpoint,
             self._store,
@@ -330,6 +340,7 @@ class Checkpointer:
             self._genesis,
             self._tokenizer,
             self._epochs(),
+            deltas,
         )
         self._on_certified(found, True)
         log.info(

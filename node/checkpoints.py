@@ -1,11 +1,18 @@
 """Certified checkpoints on disk: `checkpoints/<height>/`, one directory each.
 
-anchor.bin         the shared model, int32 little-endian: what the Merkle root is of
+genesis.json       the document that names the mesh and its first validators
+epochs.bin         a list: what leads from those to the validators that signed this checkpoint
 operation.bin      the operation that PBFT committed: cut, root, next parameters
 certificate.bin    Q validators' commit signatures over it
 settled.bin        which deltas are in or out for good, as of this height
+manifest.bin       the addresses of the anchor's chunks (gossip/manifest.py)
+chunks/<address>   the anchor, int32 little-endian, in pieces of 1 MiB named by their hash
+deltas.bin         a list: the signed deltas of the cut, in its order; absent where not all are here
 model.safetensors, config.json, tokenizer files: opens with transformers' from_pretrained
 checkpoint.json    the same facts for a person to read; nothing is trusted from it
+
+A list is a count u32, then each item after its length u32, big-endian. `shoal verify` (verify.py)
+proves such a directory to a stranger; docs/adr/0009 says why it looks like this.
 
 A directory appears under its final name only when every byte in it is on the disk. What is read
 back is checked against the certificate before it is used.
@@ -14,7 +21,7 @@ back is checked against the certificate before it is used.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +29,31 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from shoal.gossip.anchor import Anchor
-from shoal.gossip.schema import ModelSchema
+from shoal.consensus.fields import blob, u32
+from shoal.consensus.records import MAX_OPERATION_BYTES
+from shoal.gossip.anchor import CHUNK_BYTES, Anchor
+from shoal.gossip.errors import GossipError
+from shoal.gossip.manifest import Manifest, chunk_sizes, manifest_bytes
+from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
+from shoal.gossip.settled import SETTLED_BYTES_MAX
 from shoal.node.errors import DamagedError
 
 KEEP = 4
+CERTIFICATE_BYTES_MAX = 4096
+# An epoch record of 31 validators, 4096 bytes of parameters and a certificate fit twice.
+LINK_BYTES_MAX = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """The bytes that make a checkpoint, as they lie on disk."""
+    """The bytes that make a checkpoint; `links` lead from the genesis to its epoch, in order."""
 
     height: int
     operation: bytes
     certificate: bytes
     settled: bytes
     anchor: bytes
+    links: tuple[bytes, ...] = ()
 
 
 def model_file(schema: ModelSchema, weights: torch.Tensor, height: int, root: bytes) -> bytes:
@@ -66,6 +82,88 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _write_list(path: Path, items: Sequence[bytes]) -> None:
+    with path.open("wb") as file:
+        file.write(u32(len(items)))
+        for item in items:
+            file.write(blob(item))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_list(path: Path, item_bytes_max: int) -> Iterator[bytes]:
+    """Give the items of a list file one by one.
+
+    Raises GossipError("bad-list") before it reads an item that is too long or not all there.
+    """
+    left = path.stat().st_size
+    with path.open("rb") as file:
+
+        def number() -> int:
+            nonlocal left
+            if left < 4:
+                raise GossipError("bad-list", f"{path.name} ends too early")
+            left -= 4
+            return int.from_bytes(file.read(4), "big")
+
+        for _ in range(number()):
+            size = number()
+            if size > min(left, item_bytes_max):
+                raise GossipError("bad-list", f"an item of {size} bytes in {path.name}")
+            left -= size
+            yield file.read(size)
+        if left:
+            raise GossipError("bad-list", f"{left} bytes too many in {path.name}")
+
+
+def _read(path: Path, bytes_max: int) -> bytes:
+    size = path.stat().st_size
+    if size > bytes_max:
+        raise GossipError("too-large", f"{path.name} has {size} bytes")
+    return path.read_bytes()
+
+
+def _read_chunks(directory: Path) -> bytes:
+    manifest = Manifest.from_bytes(
+        _read(directory / "manifest.bin", manifest_bytes(PARAMETERS_MAX))
+    )
+    paths = [directory / "chunks" / address.hex() for address in manifest.addresses]
+    # All lengths before the first byte: the manifest alone must not make us allocate anything.
+    for path, size in zip(paths, chunk_sizes(manifest.total), strict=True):
+        if path.stat().st_size != size:
+            raise GossipError("bad-chunk", f"{path.name} has not {size} bytes")
+    return b"".join(path.read_bytes() for path in paths)
+
+
+def read_checkpoint(directory: Path, height: int) -> CheckpointFiles:
+    """Return the bytes of one checkpoint directory, unchecked but of the lengths they must have.
+
+    Raises DamagedError when some are missing, too long, or of an older Shoal's format.
+    """
+    if (directory / "anchor.bin").exists():
+        raise DamagedError(
+            f"the checkpoint {directory} is in the format of an older Shoal (anchor.bin); "
+            "move that directory away and start again: it is fetched from the neighbours"
+        )
+    try:
+        return CheckpointFiles(
+            height=height,
+            operation=_read(directory / "operation.bin", MAX_OPERATION_BYTES),
+            certificate=_read(directory / "certificate.bin", CERTIFICATE_BYTES_MAX),
+            settled=_read(directory / "settled.bin", SETTLED_BYTES_MAX),
+            anchor=_read_chunks(directory),
+            links=tuple(read_list(directory / "epochs.bin", LINK_BYTES_MAX)),
+        )
+    except OSError as error:
+        why = f"cannot be read ({error.strerror}: {error.filename})"
+    except GossipError as error:
+        why = f"is damaged ({error})"
+    raise DamagedError(
+        f"the checkpoint {directory} {why}; move that directory away and start again: "
+        "it is fetched from the neighbours"
+    )
+
+
 class CheckpointStore:
     """The checkpoint directories of one node."""
 
@@ -90,30 +188,46 @@ class CheckpointStore:
         files: CheckpointFiles,
         anchor: Anchor,
         *,
-        root: bytes,
+        genesis: bytes,
+        deltas: Sequence[bytes] | None,
         model_config: Mapping[str, Any],
         tokenizer: Mapping[str, bytes],
         facts: Mapping[str, Any],
     ) -> None:
-        """Put a checkpoint on the disk, whole or not at all, and forget all but the last few."""
+        """Put a checkpoint on the disk, whole or not at all, and forget all but the last few.
+
+        genesis: the document; deltas: the blobs of the cut in its order, None when not all of
+        them are here.
+        """
         final = self.path(files.height)
         if final.exists():
             return
         temporary = self._directory / f".{files.height}.new"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        (temporary / "chunks").mkdir(parents=True)
+        manifest = Manifest.of(anchor)
+        for number, address in enumerate(manifest.addresses):
+            piece = files.anchor[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+            _write(temporary / "chunks" / address.hex(), piece)
         contents = {
-            "anchor.bin": files.anchor,
+            "genesis.json": genesis,
             "operation.bin": files.operation,
             "certificate.bin": files.certificate,
             "settled.bin": files.settled,
-            "model.safetensors": model_file(anchor.schema, anchor.to_weights(), files.height, root),
+            "manifest.bin": manifest.to_bytes(),
+            "model.safetensors": model_file(
+                anchor.schema, anchor.to_weights(), files.height, manifest.root
+            ),
             "config.json": (json.dumps(dict(model_config), indent=2) + "\n").encode(),
             "checkpoint.json": (json.dumps(dict(facts), indent=2) + "\n").encode(),
             **tokenizer,
         }
         for name, data in contents.items():
             _write(temporary / name, data)
+        _write_list(temporary / "epochs.bin", files.links)
+        if deltas is not None:
+            _write_list(temporary / "deltas.bin", deltas)
+        _sync_directory(temporary / "chunks")
         _sync_directory(temporary)
         temporary.rename(final)
         _sync_directory(self._directory)
@@ -121,18 +235,5 @@ class CheckpointStore:
             shutil.rmtree(self.path(height), ignore_errors=True)
 
     def read(self, height: int) -> CheckpointFiles:
-        """Return a checkpoint's bytes, unchecked; raises DamagedError when some are missing."""
-        directory = self.path(height)
-        try:
-            return CheckpointFiles(
-                height=height,
-                operation=(directory / "operation.bin").read_bytes(),
-                certificate=(directory / "certificate.bin").read_bytes(),
-                settled=(directory / "settled.bin").read_bytes(),
-                anchor=(directory / "anchor.bin").read_bytes(),
-            )
-        except OSError as error:
-            raise DamagedError(
-                f"the checkpoint {directory} cannot be read ({error.strerror}: {error.filename}); "
-                "move that directory away and start again: it is fetched from the neighbours"
-            ) from None
+        """Return a checkpoint's bytes, unchecked; raises DamagedError as `read_checkpoint`."""
+        return read_checkpoint(self.path(height), height)

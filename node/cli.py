@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import shoal
-from shoal.node import cli_membership, errors
+from shoal.node import errors, membership_commands, proof_commands
 from shoal.node.config import DEFAULT_LISTEN, load_settings
 from shoal.node.errors import UserError
 
@@ -254,6 +254,10 @@ def generate(
     print(continue_text(checkpoint, prompt, tokens=tokens, temperature=temperature, seed=seed))
 
 
+app.command()(proof_commands.verify)
+app.command()(proof_commands.audit)
+
+
 @app.command()
 def demo(
     directory: Annotated[Path, typer.Option(help="where it may write")] = Path("runs/demo"),
@@ -298,7 +302,7 @@ def version() -> None:
     print(f"shoal {shoal.__version__}")
 
 
-cli_membership.register(app)
+membership_commands.register(app)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:

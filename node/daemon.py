@@ -18,7 +18,7 @@ import torch
 import uvloop
 
 from shoal import __version__
-from shoal.consensus.epochs import EpochChain
+from shoal.consensus.epochs import EpochChain, build_chain
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.restore import known_epochs
 from shoal.consensus.validators import STABILITY_INTERVAL
@@ -31,7 +31,7 @@ from shoal.node.config import Settings
 from shoal.node.database import Database
 from shoal.node.errors import OK, DamagedError, PeerError, UserError
 from shoal.node.genesis import Genesis, load_genesis
-from shoal.node.identity import Identity, short
+from shoal.node.identity import Identity, short, verify
 from shoal.node.log import configure_logging
 from shoal.node.membership import MembershipEnded
 from shoal.node.node import Node
@@ -133,6 +133,8 @@ def newest_state(
         return genesis_anchor, settled
     files = store.read(heights[-1])
     try:
+        if files.links:
+            epochs = build_chain(files.links, genesis.first_epoch(), STABILITY_INTERVAL, verify)
         found = certified(files.operation, files.certificate, epochs)
         outcome = check_state(found, files.settled, files.anchor, genesis)
     except (PeerError, GossipError, ConsensusError) as error:

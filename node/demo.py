@@ -242,14 +242,18 @@ def _leave_running(plan: DemoPlan, addresses: Sequence[str], console: Console) -
 
 
 def _anchor_digest(node: Path) -> str:
-    """SHA-256 of the newest checkpoint's anchor on this node's disk, "" where there is none."""
+    """SHA-256 of the newest checkpoint's anchor, chunk after chunk by name; "" where none is."""
     found = checkpoint_directories(node)
     if not found:
         return ""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256((found[max(found)] / "anchor.bin").read_bytes()).hexdigest()
+        chunks = sorted((found[max(found)] / "chunks").iterdir())
+        for chunk in chunks:
+            digest.update(chunk.read_bytes())
     except OSError:
         return ""
+    return digest.hexdigest()
 
 
 def _environment() -> dict[str, str | int]:

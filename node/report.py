@@ -41,7 +41,7 @@ class Outcome:
 
     # The last answer of each node, in the order of their names.
     replies: tuple[StatusReply, ...]
-    # SHA-256 of anchor.bin of the last checkpoint, read from each node's disk; "" where missing.
+    # SHA-256 of the anchor of the last checkpoint, read from each node's disk; "" where missing.
     anchor_files: tuple[str, ...]
     rounds_planned: int
     losses: Losses | None

@@ -88,6 +88,17 @@ def test_consensus_needs_only_the_standard_library(path: Path) -> None:
         assert top == "shoal" or top in sys.stdlib_module_names, f"{module} is not in the library"
 
 
+@pytest.mark.parametrize("path", [*(ROOT / "node").glob("verify*.py")], ids=relative)
+def test_the_second_opinion_is_independent_of_the_first(path: Path) -> None:
+    allowed = {"cryptography", "numpy", *sys.stdlib_module_names}
+    network = {"socket", "ssl", "http", "urllib", "asyncio"}
+    for module in imported_modules(ast.parse(path.read_text())):
+        if module.startswith("shoal"):
+            assert module.startswith(("shoal.node.errors", "shoal.node.verify")), module
+        else:
+            assert module.split(".")[0] in allowed - network, module
+
+
 @pytest.mark.parametrize("path", [*sources("compression", "gossip", "consensus")], ids=relative)
 def test_the_cores_have_no_clock_no_chance_and_no_io(path: Path) -> None:
     banned = {"time", "random", "secrets", "asyncio", "socket", "os", "pathlib", "datetime"}

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.compression.codec import SparseDelta
-from shoal.gossip.anchor import LEAF_BYTES, MAGNITUDE_MAX, Anchor, increments, merkle_root
+from shoal.gossip.anchor import (
+    LEAF_BYTES,
+    LEAVES_PER_CHUNK,
+    MAGNITUDE_MAX,
+    Anchor,
+    chunk_addresses,
+    increments,
+    merkle_root,
+)
 from shoal.gossip.errors import DeltaError
 from shoal.gossip.schema import ModelSchema, TensorSchema
 from tests.gossip.builders import SCHEMA, hashed_anchor, hashed_delta, hashed_weights
@@ -254,3 +262,25 @@ def test_leaves_are_64_kib_of_little_endian_integers() -> None:
         hashlib.sha256(b"\x00" + data[:LEAF_BYTES]).digest(),
         hashlib.sha256(b"\x00" + data[LEAF_BYTES:]).digest(),
     ]
+
+
+@pytest.mark.parametrize("count", [*range(1, 70), 255, 256, 257, 1000])
+def test_the_addresses_of_chunks_give_the_root_of_all_leaves(count: int) -> None:
+    leaves = [hashlib.sha256(f"leaf {number}".encode()).digest() for number in range(count)]
+    addresses = chunk_addresses(leaves)
+    assert len(addresses) == -(-count // LEAVES_PER_CHUNK)
+    assert merkle_root(addresses) == split_root(leaves)
+    for number, address in enumerate(addresses):
+        assert address == split_root(leaves[16 * number : 16 * number + 16])
+    # Any other run of leaves is no node of the tree, so its hash does not lead to the root.
+    if count > LEAVES_PER_CHUNK + 1:
+        shifted = (merkle_root(leaves[:15]), *chunk_addresses(leaves[15:]))
+        assert merkle_root(shifted) != split_root(leaves)
+
+
+def split_root(leaves: list[bytes]) -> bytes:
+    """RFC 6962, 2.1, word for word: split at the largest power of two below the number."""
+    if len(leaves) == 1:
+        return leaves[0]
+    at = 1 << ((len(leaves) - 1).bit_length() - 1)
+    return hashlib.sha256(b"\x01" + split_root(leaves[:at]) + split_root(leaves[at:])).digest()

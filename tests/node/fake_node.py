@@ -139,9 +139,9 @@ def serve_finished_node(directory: Path, address: str, rounds: int) -> None:
     reply.checkpoints.extend(example_checkpoint(height) for height in (1, 2, 3))
     reply.checkpoints[-1].round = rounds
     newest = directory / "checkpoints" / "3"
-    newest.mkdir(parents=True, exist_ok=True)
+    (newest / "chunks").mkdir(parents=True, exist_ok=True)
     (newest / "model.safetensors").touch()
-    (newest / "anchor.bin").write_bytes(b"the same everywhere")
+    (newest / "chunks" / "00").write_bytes(b"the same everywhere")
     with fake_node(reply, address=address):
         print("serving", flush=True)
         threading.Event().wait()

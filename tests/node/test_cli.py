@@ -121,6 +121,9 @@ def test_a_server_that_is_not_a_node_is_named_as_such(shoal: Shoal) -> None:
         (["run", "x", "--set", "batch"], "section.key=value"),
         (["generate", "/nonexistent", "--prompt", "x"], "holds no checkpoint"),
         (["init", "somewhere", "--nodes", "99"], "31"),
+        (["verify", "/nonexistent"], "not a directory"),
+        (["verify", "/nonexistent", "--trust", "friends"], "neither a mesh id"),
+        (["audit", "/nonexistent"], "not a directory"),
         (["demo", "--stop", "--directory", "/nonexistent"], "is not a demo"),
     ],
 )

@@ -13,9 +13,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
 from shoal.node.join import join_mesh
 from shoal.node.ports import free_address
+from shoal.node.verify import verify_checkpoint
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
 
 
@@ -84,6 +86,8 @@ def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
                 mesh_id=nodes[0].node.mesh_id.hex(),
                 insecure=False,
             )
+            fetched = verify_checkpoint(newest_checkpoint(fifth), nodes[0].node.mesh_id)
+            assert not fetched.deltas_here, "it was not there when they were made"
             joiner = RunningNode(fifth, load_settings(fifth, QUICK))
             await joiner.start()
             nodes.append(joiner)

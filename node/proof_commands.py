@@ -1,0 +1,76 @@
+"""`shoal verify` and `shoal audit`: what a stranger asks of a checkpoint directory."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.node.errors import DamagedError
+
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of lines")]
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(help="a checkpoint, or a node's directory")],
+    trust: Annotated[
+        str | None, typer.Option(metavar="MESH", help="mesh id in hex, or a genesis.json")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a checkpoint from its directory alone.
+
+    Needs no network and no node. Exit code 0: proved; 4: refused, with the reason; 2: there is
+    nothing to check. Without --trust it believes the genesis in the directory and prints the mesh
+    id for you to compare.
+
+    Example: shoal verify runs/mesh/node0/checkpoints/3 --trust runs/mesh/node0/genesis/genesis.json
+    """
+    from shoal.node.checkpoint_dirs import newest_checkpoint
+    from shoal.node.verify import trusted_mesh, verify_checkpoint
+    from shoal.node.verify_formats import Refused
+
+    mesh_id = trusted_mesh(trust) if trust is not None else None
+    if (directory / "checkpoints").is_dir():
+        directory = newest_checkpoint(directory)
+    try:
+        proof = verify_checkpoint(directory, mesh_id)
+    except Refused as refusal:
+        if as_json:
+            facts = {"proved": False, "reason": refusal.reason, "message": str(refusal)}
+            print(json.dumps(facts, indent=2))
+        raise
+    print(json.dumps(proof.to_json(), indent=2) if as_json else "\n".join(proof.lines()))
+
+
+def audit(
+    directory: Annotated[Path, typer.Argument(help="a checkpoint, or a node's directory")],
+    previous: Annotated[
+        Path | None, typer.Option(help="the checkpoint before it, if it lies elsewhere")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the signed deltas of checkpoints and show who contributed what.
+
+    Starts from the checkpoint before (height 1: from the genesis), applies every delta of the cut
+    and compares the root with the certified one. Exit code 0: reproduced; 4: not, with what is
+    wrong; 2: something that it needs was not kept.
+
+    Example: shoal audit runs/mesh/node0
+    """
+    from shoal.node.audit import audit_all
+
+    audits, skipped = audit_all(directory, previous)
+    if as_json:
+        facts = {"audits": [each.to_json() for each in audits], "skipped": skipped}
+        print(json.dumps(facts, indent=2))
+    else:
+        print("\n\n".join("\n".join(each.lines()) for each in audits))
+        for height, why in skipped.items():
+            print(f"\ncheckpoint {height} was not audited: {why}")
+    if wrong := [each for each in audits if not each.reproduced]:
+        first = wrong[0].problems[0]
+        raise DamagedError(
+            f"checkpoint {wrong[0].height} does not follow from its deltas: "
+            f"{first.reason}: {first.detail}"
+        )
