@@ -6,6 +6,7 @@ the recomputed root differs, this node's state is wrong and it fetches the certi
 """
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,21 +26,24 @@ from shoal.consensus.records import (
 )
 from shoal.consensus.validators import Validators
 from shoal.consensus.votes import VoteKind
+from shoal.gossip.chunks import root_of_chunks
 from shoal.gossip.delta import DeltaReference
 from shoal.gossip.errors import GossipError
 from shoal.gossip.parameters import EpochParameters
 from shoal.gossip.settled import SettledState
 from shoal.node import bulk
+from shoal.node.bulk_wire import Description
 from shoal.node.checkpoints import CheckpointFiles, CheckpointStore
 from shoal.node.database import Database
 from shoal.node.errors import PeerError
+from shoal.node.fetch import fetch_checkpoint
 from shoal.node.genesis import Genesis, anchor_from_bytes, anchor_to_bytes
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.identity import short, verify
 from shoal.node.links import Links
 from shoal.node.meters import Meters
+from shoal.node.pieces import assemble
 from shoal.node.shared_model import Members, MissingDeltas, Outcome, SharedModel, Unsaid
-from shoal.node.wire import CheckpointParts
 
 log = structlog.get_logger()
 
@@ -91,6 +95,26 @@ def certified(operation: bytes, certificate: bytes, validators: Validators) -> C
     found = Certified(parsed.record, operation, proof)
     if found.parameters.height != found.height:
         raise GossipError("bad-parameters", "they are of another height")
+    return found
+
+
+def check_description(
+    described: Description, validators: Validators, genesis: Genesis
+) -> Certified:
+    """Check everything about a checkpoint from anywhere but its anchor, of which the addresses.
+
+    Raises ConsensusError, GossipError or PeerError.
+    """
+    found = certified(described.operation, described.certificate, validators)
+    if found.height != described.height:
+        raise PeerError("checkpoint-height", "its operation is of another height")
+    if described.anchor_bytes != 4 * genesis.schema.layout.total:
+        raise PeerError("anchor-size", f"{described.anchor_bytes} bytes")
+    if root_of_chunks(genesis.schema, described.addresses) != found.record.anchor_root:
+        raise PeerError("checkpoint-root", "its chunks are not those of the certified anchor")
+    state = SettledState.from_bytes(described.settled)
+    if state.digest != found.settled_digest or state.height != found.height:
+        raise PeerError("checkpoint-settled", "it is not what was certified")
     return found
 
 
@@ -325,35 +349,33 @@ class Checkpointer:
         )
 
     async def _fetch_newest(self) -> bool:
-        """Fetch the newest certified checkpoint of any neighbour that is ahead of us."""
-        for peer in self._links.connected:
-            try:
-                if await self._fetch_from(peer):
-                    return True
-            except bulk.FetchFailed as error:
-                log.info("checkpoint.fetch-failed", peer=short(peer), why=str(error))
-            except (PeerError, GossipError, ConsensusError) as error:
-                self._meters.rejected[error.reason] += 1
-                log.warning("checkpoint.refused", peer=short(peer), why=str(error))
-        return False
-
-    async def _fetch_from(self, peer: bytes) -> bool:
-        def check(parts: CheckpointParts) -> int:
-            found = certified(parts.operation, parts.certificate, self._validators)
-            ahead = found.height > self._model.height
-            return 4 * self._genesis.schema.layout.total if ahead else 0
-
-        stub = self._links.stub(self._links.record(peer).address)
-        parts, data = await bulk.fetch_checkpoint(stub, self._genesis.mesh_id, 0, check)
-        if not data:
+        """Fetch the newest certified checkpoint that any neighbour has, from all that have it."""
+        try:
+            part = await fetch_checkpoint(
+                mesh_id=self._genesis.mesh_id,
+                holders={
+                    short(peer): self._links.stub(self._links.record(peer).address)
+                    for peer in self._links.connected
+                },
+                certify=lambda each: check_description(each, self._validators, self._genesis),
+                directory=self._store.directory,
+                anchor_bytes=4 * self._genesis.schema.layout.total,
+                above=self._model.height,
+                meters=self._meters,
+            )
+        except bulk.FetchFailed as error:
+            log.info("checkpoint.fetch-failed", why=str(error))
             return False
-        self._meters.received_bytes["bulk"] += len(data)
-        found = certified(parts.operation, parts.certificate, self._validators)
+        if part is None:
+            return False
+        described, data = await asyncio.to_thread(assemble, part)
+        found = check_description(described, self._validators, self._genesis)
         outcome = await self._model.compute(
-            lambda: check_state(found, parts.settled, data, self._genesis)
+            lambda: check_state(found, described.settled, data, self._genesis)
         )
         await self._model.adopt(outcome.anchor, outcome.settled)
         await self._keep(found, outcome)
+        await asyncio.to_thread(shutil.rmtree, part.path, ignore_errors=True)
         await self._model.after_commit()
-        log.info("checkpoint.fetched", height=found.height, peer=short(peer))
+        log.info("checkpoint.fetched", height=found.height)
         return True

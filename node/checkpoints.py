@@ -26,8 +26,6 @@ from shoal.gossip.anchor import Anchor
 from shoal.gossip.schema import ModelSchema
 from shoal.node.errors import DamagedError
 
-KEEP = 4
-
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
@@ -73,6 +71,11 @@ class CheckpointStore:
         self._directory = directory
         directory.mkdir(exist_ok=True)
 
+    @property
+    def directory(self) -> Path:
+        """Where they lie."""
+        return self._directory
+
     def path(self, height: int) -> Path:
         """Return where the checkpoint of `height` lies, or would."""
         return self._directory / str(height)
@@ -95,7 +98,7 @@ class CheckpointStore:
         tokenizer: Mapping[str, bytes],
         facts: Mapping[str, Any],
     ) -> None:
-        """Put a checkpoint on the disk, whole or not at all, and forget all but the last few."""
+        """Put a checkpoint on the disk, whole or not at all. What is old goes in holdings.py."""
         final = self.path(files.height)
         if final.exists():
             return
@@ -117,8 +120,6 @@ class CheckpointStore:
         _sync_directory(temporary)
         temporary.rename(final)
         _sync_directory(self._directory)
-        for height in self.heights()[:-KEEP]:
-            shutil.rmtree(self.path(height), ignore_errors=True)
 
     def read(self, height: int) -> CheckpointFiles:
         """Return a checkpoint's bytes, unchecked; raises DamagedError when some are missing."""

@@ -21,7 +21,8 @@ from shoal.consensus.validators import Validators
 from shoal.gossip.delta import Delta
 from shoal.gossip.relay import RelaySettings
 from shoal.gossip.topology import neighbours
-from shoal.node.checkpointing import APPLIED, Certified, Checkpointer, certified
+from shoal.node.bulk_wire import GenesisParts
+from shoal.node.checkpointing import APPLIED, Certified, Checkpointer, certified, check_description
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
@@ -29,10 +30,12 @@ from shoal.node.database import Database
 from shoal.node.errors import PeerError
 from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver
+from shoal.node.holdings import open_holdings
 from shoal.node.identity import Identity, verify
 from shoal.node.join import ask_to_join
 from shoal.node.links import Links
 from shoal.node.meters import LoopLag, Meters
+from shoal.node.repair import repair_of_node
 from shoal.node.round import RoundLoop
 from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.status import (
@@ -43,14 +46,7 @@ from shoal.node.status import (
     status_reply,
 )
 from shoal.node.trainer import TrainerProcess, TrainingFailed
-from shoal.node.wire import (
-    Announced,
-    CheckpointParts,
-    ConsensusMessage,
-    GenesisParts,
-    LinkMessage,
-    SummaryMessage,
-)
+from shoal.node.wire import Announced, ConsensusMessage, LinkMessage, SummaryMessage
 
 log = structlog.get_logger()
 
@@ -87,6 +83,8 @@ class Node:
         self._meters = Meters()
         self._lag = LoopLag()
         self._store = CheckpointStore(settings.node.directory / "checkpoints")
+        anchor_bytes = 4 * genesis.schema.layout.total
+        self.holdings = open_holdings(settings, anchor_bytes=anchor_bytes, meters=self._meters)
         self._validators = Validators(genesis.mesh_id, 0, genesis.validators)
         self.links = Links(
             identity=identity,
@@ -103,6 +101,18 @@ class Node:
         )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
+        self._repair = repair_of_node(
+            me=identity.node_id,
+            holdings=self.holdings,
+            database=database,
+            meters=self._meters,
+            links=self.links,
+            ledger=lambda: self._consensus.replica.ledger,
+            validators=lambda: self._validators,
+            height=lambda: model.height,
+            certify=lambda each: check_description(each, self._validators, genesis),
+            settings=settings.retention,
+        )
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
         self._evaluating = False
@@ -203,6 +213,7 @@ class Node:
             self._gossip.run(),
             self._consensus.run(),
             self._checkpointer.run(),
+            self._repair.run(),
             self._watch_for_cuts(),
             self._keep_dialling(),
             self._keep_asking_to_join(),
@@ -354,18 +365,6 @@ class Node:
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
         """Return a delta that is held, or None."""
         return await self._database.get_delta(member, sequence, delta_id)
-
-    async def checkpoint(self, height: int) -> tuple[CheckpointParts, bytes] | None:
-        """Return a committed checkpoint (0: the newest) and its anchor, or None."""
-        heights = self._store.heights()
-        wanted = height or (heights[-1] if heights else 0)
-        if wanted not in heights:
-            return None
-        files = await asyncio.to_thread(self._store.read, wanted)
-        parts = CheckpointParts(
-            files.height, files.operation, files.certificate, len(files.anchor), files.settled
-        )
-        return parts, files.anchor
 
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         """Return the genesis and its anchor."""
