@@ -122,13 +122,14 @@ async def fetch_chunk(
     """Return what somebody sends for a chunk, of the right size and otherwise unchecked.
 
     Waits as long as it takes: whoever asks several holders knows when to stop waiting for one.
-    Raises NotHeld, FetchFailed, and PeerError("oversized") before it takes more than `size`.
+    Raises NotHeld, FetchFailed, PeerError("chunk-size") where the answer ends early, and
+    PeerError("oversized") before it takes more than `size`.
     """
     call = _call(stub, mesh_id, WantChunk(height, address))
     try:
         data = await _collect(aiter(call), limit_bytes=size, stall_s=None)
         if len(data) != size:
-            raise FetchFailed(f"{len(data)} of {size} bytes")
+            raise PeerError("chunk-size", f"{len(data)} of {size} bytes, and that was all")
         return data
     finally:
         call.cancel()

@@ -55,11 +55,12 @@ class ChunkFetch:
         meters: Meters,
         settings: FetchSettings,
         bucket: TokenBucket | None = None,
+        patient: bool = False,
     ) -> None:
         """manifest: all addresses of the height, in order; sizes: the bytes of each chunk to
         fetch, by address; holders: who may have them, by a name for the log; keep: called in a
         thread with an address and its checked bytes; bucket: spends bytes before they are asked
-        for, None for no limit."""
+        for, None for no limit; patient: fetch what can be had before saying what cannot."""
         self._mesh_id = mesh_id
         self._height = height
         self._manifest = manifest
@@ -68,6 +69,8 @@ class ChunkFetch:
         self._keep = keep
         self._meters = meters
         self._bucket = bucket
+        self._patient = patient
+        self._lost: list[bytes] = []
         self._plan = FetchPlan(sizes, settings)
         self._asking: set[asyncio.Task[None]] = set()
         self._flights: dict[Ask, asyncio.Task[None]] = {}
@@ -90,6 +93,8 @@ class ChunkFetch:
                     task = loop.create_task(self._pull(ask), name=f"chunk from {ask.holder}")
                     self._flights[ask] = task
                 self._require_hope()
+                if self._plan.done:
+                    break
                 await self._wait(self._plan.wake_at(now))
                 self._raise_bugs()
         finally:
@@ -97,6 +102,8 @@ class ChunkFetch:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._lost:
+            raise self._failure(self._lost[0])
 
     async def _wait(self, until: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -115,11 +122,17 @@ class ChunkFetch:
         self._called_off = [task for task in self._called_off if not task.done()]
 
     def _require_hope(self) -> None:
-        lost = self._plan.nobody_has()
-        if lost is None or any(not task.done() for task in self._asking):
+        if any(not task.done() for task in self._asking):
             return
+        while (lost := self._plan.nobody_has()) is not None:
+            if not self._patient:
+                raise self._failure(lost)
+            self._lost.append(lost)
+            self._plan.forget(lost)
+
+    def _failure(self, lost: bytes) -> bulk.FetchFailed:
         gone = "; ".join(f"{name}: {why}" for name, why in sorted(self._plan.gone().items()))
-        raise bulk.FetchFailed(
+        return bulk.FetchFailed(
             f"nobody has chunk {self._manifest.index(lost)} ({lost.hex()[:16]}) of checkpoint "
             f"{self._height}: {len(self._holders)} asked"
             + (f", {len(self._plan.gone())} given up ({gone})" if gone else "")

@@ -226,6 +226,11 @@ class FetchPlan:
         """A missing chunk that nobody who is still asked has; None while there is hope."""
         return next((each for each in self._missing if self._copies[each] == 0), None)
 
+    def forget(self, address: bytes) -> None:
+        """Do without a chunk that nobody has."""
+        self._missing.pop(address)
+        self._copies.pop(address)
+
     def wake_at(self, now: float) -> float | None:
         """When time alone changes something: a request stalls, a pause ends, somebody idle may
         help. None: never."""

@@ -141,7 +141,10 @@ class Holdings:
         Nothing is lost by it that anybody is meant to keep: all pieces of a retained height stay
         in the archive until those who are to keep them say that they do.
         """
-        retained = set(self._retention.archived(newest))
+        for folder in (self._whole, self._archive):
+            for doomed in folder.glob(".*.gone"):
+                shutil.rmtree(doomed, ignore_errors=True)
+        retained = set(self.retained(newest))
         leased = []
         for height in self.whole_heights():
             if height >= self._retention.whole_from(newest):
@@ -170,9 +173,13 @@ class Holdings:
             source.delta_log.replace(target.delta_log)
         log.info("checkpoint.archived", height=height, chunks=len(described.addresses))
 
+    def retained(self, newest: int) -> list[int]:
+        """Return the heights that are kept in pieces when `newest` is committed, ascending."""
+        return self._retention.archived(newest)
+
     def mark(self, newest: int, me: bytes, members: Collection[bytes], r: int) -> Plan:
         """Plan what of the archive to keep, drop, want and hand over."""
-        retained = self._retention.archived(newest)
+        retained = self.retained(newest)
         manifests = {}
         held = set()
         for height in {*self.archived_heights(), *retained}:
@@ -188,8 +195,11 @@ class Holdings:
 
     def undescribed(self, newest: int) -> list[int]:
         """Return the retained heights of which it is not even known here what they are."""
-        retained = self._retention.archived(newest)
-        return [height for height in retained if self.archived(height).description() is None]
+        return [
+            height
+            for height in self.retained(newest)
+            if self.archived(height).description() is None
+        ]
 
     def sweep(self, pieces: Collection[Piece], newest: int) -> None:
         """Remove pieces, and old heights of which nothing is retained; leased ones stay."""
@@ -203,7 +213,7 @@ class Holdings:
             else:
                 directory.remove(piece.address)
             self._meters.pieces["dropped"] += 1
-        for height in set(self.archived_heights()) - set(self._retention.archived(newest)):
+        for height in set(self.archived_heights()) - set(self.retained(newest)):
             directory = self.archived(height)
             if not directory.addresses() and not directory.delta_log.is_file():
                 self._remove(directory.path)

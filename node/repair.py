@@ -9,8 +9,8 @@ never competes with training for the line. A pass that could not do everything i
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -45,6 +45,7 @@ log = structlog.get_logger()
 
 LOOK_S = 2.0
 AGAIN_S = 30.0
+AGAIN_MAX_S = 600.0
 ASK_TIMEOUT_S = 15.0
 ASKED_AT_ONCE = 8
 # Committed cuts that stay in the database, for those who are behind.
@@ -94,6 +95,7 @@ class Repair:
         self._stub = stub
         self._certify = certify
         self._check_delta_log = check_delta_log
+        self._archiving = asyncio.Lock()
         self._bucket = TokenBucket(bytes_per_s)
         # One at a time of each, and time enough for the budget to be waited for.
         self._settings = FetchSettings(
@@ -101,38 +103,66 @@ class Repair:
         )
 
     async def run(self) -> None:
-        """Make a pass whenever something has changed, and again while something is missing."""
-        loop = asyncio.get_running_loop()
-        done: Situation | None = None
-        again_at = 0.0
+        """Follow the commits, and make passes: after a change, and while something is missing."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_commits())
+            group.create_task(self._keep_passing())
+
+    async def _follow_commits(self) -> None:
+        # On its own: a pass may wait long for the budget, and checkpoints go on coming meanwhile.
+        followed = -1
         while True:
-            situation = self._situation()
-            if situation != done or loop.time() >= again_at:
-                complete = await self.make_pass(situation)
-                done = situation
-                again_at = float("inf") if complete else loop.time() + AGAIN_S
+            now = self._situation()
+            if now.newest != followed:
+                await self._demote(now)
+                followed = now.newest
+            await asyncio.sleep(LOOK_S)
+
+    async def _keep_passing(self) -> None:
+        loop = asyncio.get_running_loop()
+        done: object = None
+        again_at, again_s = 0.0, AGAIN_S
+        while True:
+            now = self._situation()
+            # All that a plan depends on; most commits change none of it.
+            basis = (self._holdings.retained(now.newest), now.members, now.copies)
+            if basis != done:
+                done, again_at, again_s = basis, 0.0, AGAIN_S
+            if loop.time() >= again_at:
+                complete = await self.make_pass(now)
+                again_at = float("inf") if complete else loop.time() + again_s
+                again_s = min(2 * again_s, AGAIN_MAX_S)
             await asyncio.sleep(LOOK_S)
 
     async def make_pass(self, now: Situation) -> bool:
         """Do all that can be done now; whether nothing is left to do in this situation."""
-        await self._database.forget_cuts(now.newest - CUTS_KEPT)
-        await asyncio.to_thread(self._holdings.demote, now.newest)
+        await self._demote(now)
         for height in await asyncio.to_thread(self._holdings.undescribed, now.newest):
             await self._learn(height, now)
         plan = await self._mark(now)
         await asyncio.to_thread(self._holdings.sweep, plan.drop, now.newest)
-        if not plan.want and not plan.hand_over:
-            return True
-        said = await self._ask_around(plan, now)
-        await self._pull(plan.want, said)
-        await self._hand_over(plan, said, now)
-        left = await self._mark(now)
-        return not left.want and not left.hand_over
+        if plan.want or plan.hand_over:
+            said = await self._ask_around(plan, now)
+            await self._pull(plan.want, said)
+            await self._hand_over(plan, said, now)
+            plan = await self._mark(now)
+        return not (plan.want or plan.hand_over or plan.drop)
+
+    async def _demote(self, now: Situation) -> None:
+        await self._database.forget_cuts(now.newest - CUTS_KEPT)
+        async with self._archiving:
+            await asyncio.to_thread(self._holdings.demote, now.newest)
 
     async def _mark(self, now: Situation) -> Plan:
-        return await asyncio.to_thread(
-            self._holdings.mark, now.newest, self._me, now.members, now.copies
-        )
+        # Not while a checkpoint is half way into the archive: the rest of it is not missing.
+        async with self._archiving:
+            plan = await asyncio.to_thread(
+                self._holdings.mark, now.newest, self._me, now.members, now.copies
+            )
+        if self._check_delta_log is not None:
+            return plan
+        chunks = frozenset(piece for piece in plan.want if piece.address != DELTA_LOG)
+        return replace(plan, want=chunks)
 
     async def _learn(self, height: int, now: Situation) -> None:
         """Find out from anybody what the checkpoint of an old height was."""
@@ -158,8 +188,10 @@ class Repair:
 
     async def _ask_around(self, plan: Plan, now: Situation) -> dict[int, dict[bytes, HeldPieces]]:
         """Ask all other members what they hold of the heights that are not as they should be."""
-        heights = sorted({piece.height for piece in (*plan.want, *plan.hand_over)})
-        said: dict[int, dict[bytes, HeldPieces]] = {height: {} for height in heights}
+        said: dict[int, dict[bytes, HeldPieces]] = {
+            piece.height: {} for piece in (*plan.want, *plan.hand_over)
+        }
+        manifests = await asyncio.to_thread(self._manifests, sorted(said))
         gate = asyncio.Semaphore(ASKED_AT_ONCE)
 
         async def ask(member: bytes) -> None:
@@ -167,14 +199,11 @@ class Repair:
             if stub is None:
                 return
             async with gate:
-                for height in heights:
-                    described = self._holdings.archived(height).description()
-                    if described is None:
-                        continue
+                for height, addresses in manifests.items():
                     try:
                         async with asyncio.timeout(ASK_TIMEOUT_S):
                             said[height][member] = await bulk.fetch_holdings(
-                                stub, self._mesh_id, height, described.addresses
+                                stub, self._mesh_id, height, addresses
                             )
                     except bulk.NotHeld:
                         continue
@@ -186,6 +215,10 @@ class Repair:
 
         await asyncio.gather(*(ask(member) for member in now.members - {self._me}))
         return said
+
+    def _manifests(self, heights: Iterable[int]) -> dict[int, tuple[bytes, ...]]:
+        found = {height: self._holdings.archived(height).description() for height in heights}
+        return {height: each.addresses for height, each in found.items() if each is not None}
 
     async def _pull(
         self, want: Collection[Piece], said: Mapping[int, Mapping[bytes, HeldPieces]]
@@ -220,6 +253,7 @@ class Repair:
                 meters=self._meters,
                 settings=self._settings,
                 bucket=self._bucket,
+                patient=True,
             ).run()
         except bulk.FetchFailed as error:
             log.info("repair.incomplete", height=height, why=str(error))

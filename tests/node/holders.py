@@ -128,6 +128,14 @@ class Flooder(Holder):
         return 2 * (await super().chunk(height, address) or b"")
 
 
+class Miser(Holder):
+    """Sends less than is due: of some chunks nothing, of others all but the last byte."""
+
+    async def chunk(self, height: int, address: bytes) -> bytes | None:
+        data = await super().chunk(height, address)
+        return data and (data[:-1] if address[0] % 2 else b"")
+
+
 class Mortal(Holder):
     """Serves some chunks and then is gone, without a word."""
 

@@ -23,6 +23,7 @@ from tests.node.holders import (
     Holder,
     Liar,
     MadeUpCheckpoint,
+    Miser,
     Mortal,
     Sleeper,
     serving,
@@ -147,6 +148,13 @@ def test_too_much_is_refused_and_not_kept(checkpoint: MadeUpCheckpoint, tmp_path
         assert not kept_by(tmp_path)
 
     asyncio.run(story())
+
+
+def test_too_little_is_refused_too(checkpoint: MadeUpCheckpoint, tmp_path: Path) -> None:
+    miser = Miser(checkpoint)
+    meters = asyncio.run(fetched(checkpoint, tmp_path, miser, Holder(checkpoint)))
+    assert 1 <= meters.rejected["chunk-size"] <= QUICK.parallel
+    assert miser.served.total() <= QUICK.parallel
 
 
 def test_a_chunk_that_nobody_has_is_named(checkpoint: MadeUpCheckpoint, tmp_path: Path) -> None:

@@ -234,6 +234,29 @@ def test_a_false_delta_log_is_refused_and_another_holder_is_asked(tmp_path: Path
     asyncio.run(story())
 
 
+def test_a_liar_that_says_it_has_everything_costs_only_what_nobody_else_has(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with shoal(tmp_path) as mesh:
+            honest = await mesh.join(0, whole=True)
+            liar = await mesh.join(1, whole=True)
+            third = await mesh.join(2, whole=False)
+            for address in CHECKPOINT.addresses[:2]:
+                (honest.directory / "checkpoints" / str(OLD) / "chunks" / address.hex()).unlink()
+
+            async def lie(height: int, address: bytes) -> bytes:
+                del height, address
+                return bytes(CHUNK_BYTES)
+
+            liar.disk.chunk = lie  # type: ignore[method-assign]
+            await mesh.passes()
+            assert third.kept() == set(CHECKPOINT.addresses[2:])
+            assert third.meters.rejected["chunk-hash"] + third.meters.rejected["oversized"] >= 1
+
+    asyncio.run(story())
+
+
 def test_cuts_beyond_the_last_64_are_forgotten(tmp_path: Path) -> None:
     async def story() -> None:
         async with shoal(tmp_path) as mesh:
