@@ -21,7 +21,6 @@ from shoal.gossip.chunks import (
     ADDRESS_BYTES,
     CHUNK_BYTES,
     chunk_address,
-    chunk_addresses,
     chunk_count,
     chunk_size,
 )
@@ -180,7 +179,10 @@ class WholeCheckpoint:
 
     @cached_property
     def _manifest(self) -> tuple[bytes, ...]:
-        return tuple(chunk_addresses((self._path / "anchor.bin").read_bytes()))
+        with (self._path / "anchor.bin").open("rb") as file:
+            return tuple(
+                chunk_address(chunk) for chunk in iter(lambda: file.read(CHUNK_BYTES), b"")
+            )
 
     def description(self) -> Description | None:
         """Return what the checkpoint is, None where it has gone away."""
