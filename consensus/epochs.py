@@ -191,6 +191,17 @@ class EpochChain:
         return tuple(link.to_bytes() for link in self._links[:number])
 
 
+def split_links(data: bytes) -> tuple[bytes, ...]:
+    """The links in a list of them: their number and each length in four bytes (epochs.bin)."""
+    reader = Reader(data)
+    count = reader.u32()
+    if count > MAX_EPOCHS:
+        raise ConsensusError("too-many", f"{count} epochs")
+    links = tuple(reader.blob(MAX_LINK_BYTES) for _ in range(count))
+    reader.end()
+    return links
+
+
 def build_chain(
     links: Iterable[bytes], genesis: EpochRecord, interval: int, verify: Verify
 ) -> EpochChain:

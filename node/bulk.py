@@ -1,35 +1,45 @@
-"""Bulk transfers: deltas, checkpoints, the genesis. Streams of chunks, bounded by the receiver.
+"""Bulk transfers: deltas, the pieces of checkpoints, the genesis. Streams, bounded by the receiver.
 
 The receiver says how many bytes it will take before the first one arrives, and hangs up on more.
 What arrives is checked by its hash or its certificate by whoever asked; nothing here is trusted.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
 
-from shoal.node.errors import PeerError
-from shoal.node.wire import (
-    CHUNK_BYTES,
-    CheckpointParts,
+from shoal.node.bulk_wire import (
+    DATA_BYTES_MAX,
+    Description,
     GenesisParts,
-    Reference,
-    WantCheckpoint,
+    Holdings,
+    Want,
+    WantChunk,
     WantDelta,
+    WantDeltaLog,
+    WantDescription,
     WantGenesis,
+    WantHoldings,
     make_fetch,
-    parse_checkpoint_header,
+    parse_description,
     parse_genesis_header,
+    parse_holdings,
 )
-from shoal.proto.mesh_pb2 import Chunk
+from shoal.node.errors import PeerError
+from shoal.node.wire import Reference
+from shoal.proto.mesh_pb2 import Chunk, FetchRequest
 
 if TYPE_CHECKING:
     from shoal.proto.mesh_pb2_grpc import MeshAsyncStub
 
-# A transfer that makes no progress for this long has failed; a slow one has not. It is asked of
-# neighbours with a live link, so a channel that is still connecting is waited for as well.
+    # What those outside call it, who need not know what it is made of.
+    Stub = MeshAsyncStub
+
+# A transfer that makes no progress for this long has failed; a slow one has not. Deltas are asked
+# of neighbours with a live link, so a channel that is still connecting is waited for as well.
 STALL_TIMEOUT_S = 10.0
 
 
@@ -45,26 +55,30 @@ def chunks(data: bytes) -> list[Chunk]:
     """Cut `data` into chunks for the wire."""
     view = memoryview(data)
     return [
-        Chunk(data=bytes(view[start : start + CHUNK_BYTES]))
-        for start in range(0, len(data), CHUNK_BYTES)
+        Chunk(data=bytes(view[start : start + DATA_BYTES_MAX]))
+        for start in range(0, len(data), DATA_BYTES_MAX)
     ]
 
 
-async def _next(stream: AsyncIterator[Chunk]) -> Chunk | None:
+async def _next(
+    stream: AsyncIterator[Chunk], stall_s: float | None = STALL_TIMEOUT_S
+) -> Chunk | None:
     try:
-        async with asyncio.timeout(STALL_TIMEOUT_S):
+        async with asyncio.timeout(stall_s):
             return await anext(stream, None)
     except TimeoutError:
-        raise FetchFailed(f"no data for {STALL_TIMEOUT_S:.0f} s") from None
+        raise FetchFailed(f"no data for {stall_s:.0f} s") from None
     except grpc.aio.AioRpcError as error:
         kind = NotHeld if error.code() is grpc.StatusCode.NOT_FOUND else FetchFailed
         raise kind(f"{error.code().name}: {error.details()}") from None
 
 
-async def _collect(stream: AsyncIterator[Chunk], *, limit_bytes: int) -> bytes:
+async def _collect(
+    stream: AsyncIterator[Chunk], *, limit_bytes: int, stall_s: float | None = STALL_TIMEOUT_S
+) -> bytes:
     parts: list[bytes] = []
     total = 0
-    while (chunk := await _next(stream)) is not None:
+    while (chunk := await _next(stream, stall_s)) is not None:
         total += len(chunk.data)
         if total > limit_bytes:
             raise PeerError("oversized", f"more than the {limit_bytes} bytes that were due")
@@ -83,28 +97,99 @@ async def fetch_delta(
         call.cancel()
 
 
-async def fetch_checkpoint(
-    stub: "MeshAsyncStub", mesh_id: bytes, height: int, check: Callable[[CheckpointParts], int]
-) -> tuple[CheckpointParts, bytes]:
-    """Return a checkpoint's proof and the bytes of its anchor.
+async def fetch_description(stub: "MeshAsyncStub", mesh_id: bytes, height: int) -> Description:
+    """Return what somebody says about its checkpoint of `height` (0: its newest), unchecked.
 
-    `check` sees the proof before any anchor arrives: it raises PeerError, or returns how many
-    bytes of anchor are due (0 hangs up at once).
+    Raises NotHeld, FetchFailed, and PeerError for what no checkpoint can look like.
     """
-    call = stub.Fetch(make_fetch(mesh_id, WantCheckpoint(height)), wait_for_ready=True)
+    call = _call(stub, mesh_id, WantDescription(height))
     try:
         stream = aiter(call)
-        parts = parse_checkpoint_header(await _first(stream))
-        due_bytes = check(parts)
-        return parts, await _collect(stream, limit_bytes=due_bytes) if due_bytes else b""
+        described, epochs_bytes = parse_description(await _first(stream))
+        if height not in (0, described.height):
+            raise PeerError("malformed-message", "a description of another height")
+        epochs = await _collect(stream, limit_bytes=epochs_bytes)
+        if len(epochs) != epochs_bytes:
+            raise FetchFailed("the chain of epochs was cut short")
+        return replace(described, epochs=epochs)
     finally:
         call.cancel()
+
+
+async def fetch_chunk(
+    stub: "MeshAsyncStub", mesh_id: bytes, height: int, address: bytes, *, size: int
+) -> bytes:
+    """Return what somebody sends for a chunk, of the right size and otherwise unchecked.
+
+    Waits as long as it takes: whoever asks several holders knows when to stop waiting for one.
+    Raises NotHeld, FetchFailed, PeerError("chunk-size") where the answer ends early, and
+    PeerError("oversized") before it takes more than `size`.
+    """
+    call = _call(stub, mesh_id, WantChunk(height, address))
+    try:
+        data = await _collect(aiter(call), limit_bytes=size, stall_s=None)
+        if len(data) != size:
+            raise PeerError("chunk-size", f"{len(data)} of {size} bytes, and that was all")
+        return data
+    finally:
+        call.cancel()
+
+
+async def fetch_holdings(
+    stub: "MeshAsyncStub", mesh_id: bytes, height: int, addresses: Sequence[bytes]
+) -> Holdings:
+    """Return what somebody says that it holds of the chunks `addresses` of a height.
+
+    Raises NotHeld where it knows nothing of that height, FetchFailed, PeerError.
+    """
+    call = _call(stub, mesh_id, WantHoldings(height))
+    try:
+        return parse_holdings(await _first(aiter(call)), addresses)
+    finally:
+        call.cancel()
+
+
+async def fetch_delta_log(
+    stub: "MeshAsyncStub",
+    mesh_id: bytes,
+    height: int,
+    write: Callable[[bytes], object],
+    *,
+    limit_bytes: int,
+) -> int:
+    """Hand the bytes of a height's delta log to `write` as they come; returns how many came.
+
+    They are unchecked. Raises NotHeld, FetchFailed, and PeerError("oversized").
+    """
+    call = _call(stub, mesh_id, WantDeltaLog(height))
+    total = 0
+    try:
+        stream = aiter(call)
+        while (chunk := await _next(stream)) is not None:
+            total += len(chunk.data)
+            if total > limit_bytes:
+                raise PeerError("oversized", f"more than the {limit_bytes} bytes that were due")
+            await asyncio.to_thread(write, chunk.data)
+        return total
+    finally:
+        call.cancel()
+
+
+def _call(
+    stub: "MeshAsyncStub", mesh_id: bytes, want: Want
+) -> "grpc.aio.UnaryStreamCall[FetchRequest, Chunk]":
+    """Ask somebody who may well be gone: others are asked instead of waiting for a connection."""
+    return stub.Fetch(make_fetch(mesh_id, want))
 
 
 async def fetch_genesis(
     stub: "MeshAsyncStub", check: Callable[[GenesisParts], int]
 ) -> tuple[GenesisParts, bytes]:
-    """Return the genesis document with its files, and its anchor's bytes; see fetch_checkpoint."""
+    """Return the genesis document with its files, and its anchor's bytes.
+
+    `check` sees the document before any anchor arrives: it raises PeerError, or returns how many
+    bytes of anchor are due.
+    """
     call = stub.Fetch(make_fetch(b"", WantGenesis()), wait_for_ready=True)
     try:
         stream = aiter(call)

@@ -6,40 +6,41 @@ the recomputed root differs, this node's state is wrong and it fetches the certi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
 from shoal.compression.frame import FrameError
-from shoal.consensus.certificate import Certificate, parse_certificate, verify_certificate
 from shoal.consensus.effects import Decided, Propose, Restored
 from shoal.consensus.epochs import EpochChain
-from shoal.consensus.errors import ConsensusError
 from shoal.consensus.ledger import Executed, Ledger
 from shoal.consensus.records import (
     Checkpoint,
     CheckpointRecord,
     CutEntry,
-    operation_digest,
-    parse_operation,
 )
-from shoal.consensus.votes import VoteKind
 from shoal.gossip.delta import DeltaReference
 from shoal.gossip.errors import GossipError
 from shoal.gossip.parameters import EpochParameters
-from shoal.gossip.settled import SettledState
 from shoal.node import bulk
-from shoal.node.checkpoints import CheckpointFiles, CheckpointStore
+from shoal.node.certified import (
+    Certified,
+    certified,
+    check_description,
+    check_state,
+    write_checkpoint,
+)
+from shoal.node.checkpoints import CheckpointStore
 from shoal.node.database import Database
-from shoal.node.errors import PeerError
-from shoal.node.genesis import Genesis, anchor_from_bytes, anchor_to_bytes
+from shoal.node.fetch import fetch_checkpoint
+from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver
-from shoal.node.identity import short, verify
+from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
+from shoal.node.pieces import assemble
 from shoal.node.shared_model import Members, MissingDeltas, Outcome, SharedModel, Unsaid
-from shoal.node.wire import CheckpointParts
 
 log = structlog.get_logger()
 
@@ -52,116 +53,6 @@ RETRY_S = 1.0
 # one longer still; in slices it catches up.
 CUT_ROUNDS = 4
 APPLIED = "applied"
-
-
-@dataclass(frozen=True, slots=True)
-class Certified:
-    """A committed checkpoint operation that has been checked against its certificate."""
-
-    record: CheckpointRecord
-    operation: bytes
-    certificate: Certificate
-
-    @property
-    def height(self) -> int:
-        """The checkpoint's height."""
-        return self.record.height
-
-    @property
-    def parameters(self) -> EpochParameters:
-        """What is in force from this height on."""
-        return EpochParameters.from_bytes(self.record.parameters[:-DIGEST_BYTES])
-
-    @property
-    def settled_digest(self) -> bytes:
-        """The digest of the settled state as of this height."""
-        return self.record.parameters[-DIGEST_BYTES:]
-
-    @property
-    def cut(self) -> list[DeltaReference]:
-        """The deltas that are in."""
-        return [DeltaReference(e.member, e.sequence, e.delta_id) for e in self.record.cut]
-
-
-def certified(operation: bytes, certificate: bytes, epochs: EpochChain) -> Certified:
-    """Check a committed checkpoint from anywhere; raises ConsensusError, GossipError.
-
-    The certificate counts by the validators of the epoch that it names, which must be proved.
-    """
-    proof = parse_certificate(certificate)
-    if proof.kind is not VoteKind.COMMIT or proof.digest != operation_digest(operation):
-        raise ConsensusError("bad-certificate", "it is not about this operation")
-    verify_certificate(proof, epochs.validators(proof.epoch), verify)
-    parsed = parse_operation(operation)
-    if not isinstance(parsed, Checkpoint):
-        raise ConsensusError("not-a-checkpoint")
-    found = Certified(parsed.record, operation, proof)
-    if found.parameters.height != found.height:
-        raise GossipError("bad-parameters", "they are of another height")
-    return found
-
-
-def check_state(found: Certified, settled: bytes, anchor: bytes, genesis: Genesis) -> Outcome:
-    """Check a checkpoint's state from anywhere against its certificate.
-
-    Raises GossipError or PeerError when it is not the state that was certified.
-    """
-    state = SettledState.from_bytes(settled)
-    if state.digest != found.settled_digest or state.height != found.height:
-        raise PeerError("checkpoint-settled", "it is not what was certified")
-    values = anchor_from_bytes(genesis.schema, anchor)
-    root = values.root()
-    if root != found.record.anchor_root:
-        raise PeerError("checkpoint-root", "its anchor is not the certified one")
-    return Outcome(values, root, found.parameters, state, out_of_range=False)
-
-
-def write_checkpoint(
-    store: CheckpointStore,
-    found: Certified,
-    outcome: Outcome,
-    genesis: Genesis,
-    tokenizer: Mapping[str, bytes],
-    epochs: EpochChain,
-    deltas: Sequence[bytes | None] | None = None,
-) -> None:
-    """Put a checked checkpoint on the disk, with the blobs of its cut where all are here.
-
-    checkpoint.json says whether they are.
-    """
-    keys = epochs.validators(found.certificate.epoch).keys
-    whole = [blob for blob in deltas or () if blob is not None]
-    complete = deltas is not None and len(whole) == len(found.record.cut)
-    store.write(
-        CheckpointFiles(
-            height=found.height,
-            operation=found.operation,
-            certificate=found.certificate.to_bytes(),
-            settled=outcome.settled.to_bytes(),
-            anchor=anchor_to_bytes(outcome.anchor),
-            links=epochs.links(found.certificate.epoch),
-        ),
-        outcome.anchor,
-        genesis=genesis.document,
-        deltas=whole if complete else None,
-        model_config=genesis.model_config,
-        tokenizer=tokenizer,
-        facts={
-            "mesh_id": genesis.mesh_id.hex(),
-            "height": found.height,
-            "round": found.record.round,
-            "root": found.record.anchor_root.hex(),
-            "record": found.record.digest.hex(),
-            "epoch": found.certificate.epoch,
-            "view": found.certificate.view,
-            "signatures": len(found.certificate.signers),
-            "signers": [keys[signer].hex() for signer in found.certificate.signers],
-            "deltas": len(found.record.cut),
-            "deltas_kept": complete,
-            "tokens": found.parameters.tokens,
-            "alpha": found.parameters.alpha,
-        },
-    )
 
 
 class Checkpointer:
@@ -353,35 +244,33 @@ class Checkpointer:
         )
 
     async def _fetch_newest(self) -> bool:
-        """Fetch the newest certified checkpoint of any neighbour that is ahead of us."""
-        for peer in self._links.connected:
-            try:
-                if await self._fetch_from(peer):
-                    return True
-            except bulk.FetchFailed as error:
-                log.info("checkpoint.fetch-failed", peer=short(peer), why=str(error))
-            except (PeerError, GossipError, ConsensusError) as error:
-                self._meters.rejected[error.reason] += 1
-                log.warning("checkpoint.refused", peer=short(peer), why=str(error))
-        return False
-
-    async def _fetch_from(self, peer: bytes) -> bool:
-        def check(parts: CheckpointParts) -> int:
-            found = certified(parts.operation, parts.certificate, self._epochs())
-            ahead = found.height > self._model.height
-            return 4 * self._genesis.schema.layout.total if ahead else 0
-
-        stub = self._links.stub(self._links.record(peer).address)
-        parts, data = await bulk.fetch_checkpoint(stub, self._genesis.mesh_id, 0, check)
-        if not data:
+        """Fetch the newest certified checkpoint that any neighbour has, from all that have it."""
+        try:
+            part = await fetch_checkpoint(
+                mesh_id=self._genesis.mesh_id,
+                holders={
+                    short(peer): self._links.stub(self._links.record(peer).address)
+                    for peer in self._links.connected
+                },
+                certify=lambda each: check_description(each, self._genesis),
+                directory=self._store.directory,
+                anchor_bytes=4 * self._genesis.schema.layout.total,
+                above=self._model.height,
+                meters=self._meters,
+            )
+        except bulk.FetchFailed as error:
+            log.info("checkpoint.fetch-failed", why=str(error))
             return False
-        self._meters.received_bytes["bulk"] += len(data)
-        found = certified(parts.operation, parts.certificate, self._epochs())
+        if part is None:
+            return False
+        described, data = await asyncio.to_thread(assemble, part)
+        found = check_description(described, self._genesis)
         outcome = await self._model.compute(
-            lambda: check_state(found, parts.settled, data, self._genesis)
+            lambda: check_state(found, described.settled, data, self._genesis)
         )
         await self._model.adopt(outcome.anchor, outcome.settled)
         await self._keep(found, outcome)
+        await asyncio.to_thread(shutil.rmtree, part.path, ignore_errors=True)
         await self._model.after_commit()
-        log.info("checkpoint.fetched", height=found.height, peer=short(peer))
+        log.info("checkpoint.fetched", height=found.height)
         return True

@@ -38,7 +38,6 @@ from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
 from shoal.gossip.settled import SETTLED_BYTES_MAX
 from shoal.node.errors import DamagedError
 
-KEEP = 4
 CERTIFICATE_BYTES_MAX = 4096
 # An epoch record of 31 validators, 4096 bytes of parameters and a certificate fit twice.
 LINK_BYTES_MAX = 16 * 1024
@@ -171,6 +170,11 @@ class CheckpointStore:
         self._directory = directory
         directory.mkdir(exist_ok=True)
 
+    @property
+    def directory(self) -> Path:
+        """Where they lie."""
+        return self._directory
+
     def path(self, height: int) -> Path:
         """Return where the checkpoint of `height` lies, or would."""
         return self._directory / str(height)
@@ -194,7 +198,7 @@ class CheckpointStore:
         tokenizer: Mapping[str, bytes],
         facts: Mapping[str, Any],
     ) -> None:
-        """Put a checkpoint on the disk, whole or not at all, and forget all but the last few.
+        """Put a checkpoint on the disk, whole or not at all. What is old goes in holdings.py.
 
         genesis: the document; deltas: the blobs of the cut in its order, None when not all of
         them are here.
@@ -231,8 +235,6 @@ class CheckpointStore:
         _sync_directory(temporary)
         temporary.rename(final)
         _sync_directory(self._directory)
-        for height in self.heights()[:-KEEP]:
-            shutil.rmtree(self.path(height), ignore_errors=True)
 
     def read(self, height: int) -> CheckpointFiles:
         """Return a checkpoint's bytes, unchecked; raises DamagedError as `read_checkpoint`."""

@@ -59,6 +59,7 @@ def _comma_separated(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_checked_address)]
 Count = Annotated[int, Field(ge=1, le=65536)]
+Height = Annotated[int, Field(ge=1, lt=1 << 62)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
 
@@ -134,6 +135,19 @@ class ConsensusSettings(_Section):
     """approve willing members as validators up to so many; 0: only by `shoal promote`"""
 
 
+class RetentionSettings(_Section):
+    keep_whole: Annotated[int, Field(ge=2, le=1000)] = 2
+    """newest checkpoints kept whole; the same on all nodes, like keep_every and archived_max"""
+    keep_every: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    """of the older ones, multiples of this are kept in pieces by some members each"""
+    archived_max: Annotated[int, Field(ge=0, le=10_000)] = 16
+    """at most so many old checkpoints; then the oldest goes"""
+    pinned: Annotated[list[Height], NoDecode, BeforeValidator(_comma_separated)] = []
+    """heights of which this node keeps every piece, whatever the others do"""
+    repair_bytes_per_s: Annotated[int, Field(ge=1024, le=1 << 40)] = 8 << 20
+    """bytes per second for pulling what this node should keep and does not have"""
+
+
 class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error"""
@@ -152,6 +166,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     gossip: GossipSettings = GossipSettings()
     consensus: ConsensusSettings = ConsensusSettings()
+    retention: RetentionSettings = RetentionSettings()
     log: LogSettings = LogSettings()
 
     @classmethod
@@ -164,6 +179,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "train": TrainSettings,
     "gossip": GossipSettings,
     "consensus": ConsensusSettings,
+    "retention": RetentionSettings,
     "log": LogSettings,
 }
 

@@ -25,7 +25,7 @@ from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.errors import GossipError
 from shoal.gossip.settled import SettledState
-from shoal.node.checkpointing import certified, check_state
+from shoal.node.certified import certified, check_state
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import Settings
 from shoal.node.database import Database

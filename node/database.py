@@ -240,6 +240,15 @@ class Database:
 
         return await self._run(work)
 
+    async def forget_cuts(self, upto: int) -> None:
+        """Forget the cuts of all heights up to and with `upto`."""
+
+        def work() -> None:
+            with self._connection:
+                self._connection.execute("DELETE FROM cuts WHERE height<=?", (upto,))
+
+        await self._run(work)
+
     async def get_meta(self, key: str) -> bytes | None:
         """Return one small named value."""
 

@@ -6,6 +6,7 @@ and by the Merkle root of its anchor.
 """
 
 import asyncio
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +14,20 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
-from shoal.consensus.epochs import EpochChain
 from shoal.consensus.errors import ConsensusError
-from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.gossip.errors import GossipError
 from shoal.node import bulk
-from shoal.node.checkpointing import Certified, certified, check_state, write_checkpoint
+from shoal.node.bulk_wire import GenesisParts
+from shoal.node.certified import (
+    check_description,
+    check_state,
+    epochs_of,
+    write_checkpoint,
+)
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import CONFIG_NAME, document_settings
 from shoal.node.errors import PeerError, UnreachableError, UserError
+from shoal.node.fetch import fetch_checkpoint
 from shoal.node.genesis import (
     TOKENIZER_FILE_BYTES_MAX,
     Genesis,
@@ -30,7 +36,8 @@ from shoal.node.genesis import (
 )
 from shoal.node.identity import Identity, short
 from shoal.node.links import CHANNEL_OPTIONS, Links
-from shoal.node.wire import CheckpointParts, GenesisParts
+from shoal.node.meters import Meters
+from shoal.node.pieces import PieceDirectory, assemble
 from shoal.proto.mesh_pb2 import JoinRequest
 from shoal.proto.mesh_pb2_grpc import MeshStub
 
@@ -72,7 +79,8 @@ async def join_mesh(
     """Fetch a mesh from `address` into `directory`: genesis, newest checkpoint, a key, node.toml.
 
     Raises UnreachableError when nobody answers, UserError when what answers is not the mesh that
-    was named or does not hold together. Nothing is left behind in those cases.
+    was named or does not hold together. In those cases nothing is left behind but the chunks of a
+    checkpoint that have come, which the next try goes on from.
     """
     pinned = _parse_mesh_id(mesh_id)
     channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -86,7 +94,7 @@ async def join_mesh(
         stub = MeshStub(channel)
         try:
             genesis, parts, anchor = await _fetch_genesis(stub, pinned)
-            newest = await _fetch_checkpoint(stub, genesis)
+            part = await _fetch_newest(address, genesis, directory / "checkpoints")
         except bulk.FetchFailed as error:
             raise UnreachableError(f"{address} did not deliver the mesh: {error}") from None
         except (PeerError, GossipError, ConsensusError) as error:
@@ -99,7 +107,7 @@ async def join_mesh(
         genesis=genesis,
         anchor=anchor,
         tokenizer=parts.files,
-        newest=newest,
+        part=part,
         values={
             "node.name": directory.name,
             "node.listen": listen,
@@ -117,23 +125,24 @@ def _write_directory(
     genesis: Genesis,
     anchor: bytes,
     tokenizer: Mapping[str, bytes],
-    newest: tuple[Certified, CheckpointParts, bytes] | None,
+    part: PieceDirectory | None,
     values: Mapping[str, object],
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     identity = Identity.create(directory / "identity.key")
     write_genesis(directory / "genesis", genesis, genesis.read_anchor(anchor), tokenizer)
-    if newest is not None:
-        found, proof, anchor = newest
-        outcome = check_state(found, proof.settled, anchor, genesis)
+    if part is not None:
+        described, anchor = assemble(part)
+        found = check_description(described, genesis)
+        outcome = check_state(found, described.settled, anchor, genesis)
         store = CheckpointStore(directory / "checkpoints")
-        epochs = EpochChain(genesis.first_epoch(), STABILITY_INTERVAL)
-        write_checkpoint(store, found, outcome, genesis, tokenizer, epochs)
+        write_checkpoint(store, found, outcome, genesis, tokenizer, epochs_of(described, genesis))
+        shutil.rmtree(part.path, ignore_errors=True)
     (directory / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")
     log.info(
         "mesh.fetched",
         mesh=genesis.mesh_id.hex(),
-        height=newest[0].height if newest is not None else 0,
+        height=part.height if part is not None else 0,
         node=short(identity.node_id),
     )
 
@@ -174,25 +183,23 @@ async def _fetch_genesis(
     return genesis, parts, anchor
 
 
-async def _fetch_checkpoint(
-    stub: "MeshAsyncStub", genesis: Genesis
-) -> tuple[Certified, CheckpointParts, bytes] | None:
-    """The newest checkpoint, checked; None while the mesh has committed none."""
-    epochs = EpochChain(genesis.first_epoch(), STABILITY_INTERVAL)
-
-    def check(parts: CheckpointParts) -> int:
-        certified(parts.operation, parts.certificate, epochs)
-        return 4 * genesis.schema.layout.total
-
+async def _fetch_newest(address: str, genesis: Genesis, directory: Path) -> PieceDirectory | None:
+    """The newest checkpoint in pieces, from everybody whose address is known; None while there is
+    none."""
+    addresses = dict.fromkeys([address, *(founder.address for founder in genesis.founders)])
+    channels = {
+        each: grpc.aio.insecure_channel(each, options=CHANNEL_OPTIONS) for each in addresses
+    }
     try:
-        parts, anchor = await bulk.fetch_checkpoint(stub, genesis.mesh_id, 0, check)
-    except bulk.NotHeld:
-        return None
-    except ConsensusError as error:
-        if error.reason != "unknown-epoch":
-            raise
-        # Of an epoch that is proved to us only once we run: we begin at the genesis.
-        return None
-    found = certified(parts.operation, parts.certificate, epochs)
-    check_state(found, parts.settled, anchor, genesis)
-    return found, parts, anchor
+        return await fetch_checkpoint(
+            mesh_id=genesis.mesh_id,
+            holders={each: MeshStub(channel) for each, channel in channels.items()},
+            certify=lambda each: check_description(each, genesis),
+            directory=directory,
+            anchor_bytes=4 * genesis.schema.layout.total,
+            above=0,
+            meters=Meters(),
+        )
+    finally:
+        for channel in channels.values():
+            await channel.close()

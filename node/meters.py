@@ -14,6 +14,8 @@ class Meters:
     sent_bytes: Counter[str] = field(default_factory=Counter)
     received_bytes: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    # Chunks and delta logs of checkpoints: served, fetched, repaired, dropped.
+    pieces: Counter[str] = field(default_factory=Counter)
 
     def uptime_seconds(self) -> float:
         """Return how long this node has been running."""

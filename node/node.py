@@ -17,18 +17,23 @@ from shoal.consensus.state import Config
 from shoal.gossip.delta import Delta
 from shoal.gossip.relay import RelaySettings
 from shoal.gossip.topology import neighbours
-from shoal.node.checkpointing import APPLIED, Certified, Checkpointer, certified
+from shoal.node.bulk_wire import GenesisParts
+from shoal.node.certified import Certified, certified, check_description
+from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
+from shoal.node.cut_watch import watch_for_cuts
 from shoal.node.database import Database
 from shoal.node.errors import PeerError
 from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver
+from shoal.node.holdings import open_holdings
 from shoal.node.identity import Identity, verify
 from shoal.node.links import Links
 from shoal.node.membership import Membership
 from shoal.node.meters import LoopLag, Meters
+from shoal.node.repair import repair_of_node
 from shoal.node.round import RoundLoop
 from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.statements import statement_reader
@@ -40,20 +45,10 @@ from shoal.node.status import (
     status_reply,
 )
 from shoal.node.trainer import TrainerProcess, TrainingFailed
-from shoal.node.wire import (
-    Announced,
-    CheckpointParts,
-    ConsensusMessage,
-    GenesisParts,
-    LinkMessage,
-    SummaryMessage,
-)
+from shoal.node.wire import Announced, ConsensusMessage, LinkMessage, SummaryMessage
 
 log = structlog.get_logger()
 
-DUE_INTERVAL_S = 0.2
-# When nothing new has come for so long, what is pending is worth a cut of its own.
-QUIET_S = 4.0
 DIAL_INTERVAL_S = 2.0
 
 
@@ -83,6 +78,8 @@ class Node:
         self._meters = Meters()
         self._lag = LoopLag()
         self._store = CheckpointStore(settings.node.directory / "checkpoints")
+        anchor_bytes = 4 * genesis.schema.layout.total
+        self.holdings = open_holdings(settings, anchor_bytes=anchor_bytes, meters=self._meters)
         self.links = Links(
             identity=identity,
             mesh_id=genesis.mesh_id,
@@ -104,6 +101,18 @@ class Node:
         )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
+        self._repair = repair_of_node(
+            me=identity.node_id,
+            holdings=self.holdings,
+            database=database,
+            meters=self._meters,
+            links=self.links,
+            ledger=lambda: self._consensus.replica.ledger,
+            validators=lambda: self._consensus.replica.validators,
+            height=lambda: model.height,
+            certify=lambda each: check_description(each, genesis),
+            settings=settings.retention,
+        )
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
         self._evaluating = False
@@ -221,7 +230,13 @@ class Node:
             self._gossip.run(),
             self._consensus.run(),
             self._checkpointer.run(),
-            self._watch_for_cuts(),
+            self._repair.run(),
+            watch_for_cuts(
+                model=self._model,
+                consensus=self._consensus,
+                rounds_per_checkpoint=self._genesis.parameters.rounds_per_checkpoint,
+                round_seconds=lambda: self.state.facts.round_seconds,
+            ),
             self._keep_dialling(),
             self._make_membership().run(),
         ]
@@ -260,34 +275,6 @@ class Node:
 
     async def _publish(self, delta: Delta) -> None:
         await self._model.add(delta, own=True)
-
-    async def _watch_for_cuts(self) -> None:
-        """Tell the attestor when it is time for a checkpoint."""
-        loop = asyncio.get_running_loop()
-        pending, since = 0, loop.time()
-        members, until_height = set(self._model.parameters.members), 0
-        while True:
-            await asyncio.sleep(DUE_INTERVAL_S)
-            if set(self._consensus.replica.ledger.members) != members:
-                # Who trains from now on is part of a checkpoint; one that was under way when the
-                # members changed may not say so yet.
-                members = set(self._consensus.replica.ledger.members)
-                until_height = self._model.height + 1
-            count = len(self._model.book.pending())
-            if count != pending:
-                pending, since = count, loop.time()
-            validators = self._consensus.replica.validators
-            due = self._model.book.due(
-                validators.keys,
-                quorum=validators.quorum,
-                rounds_per_checkpoint=self._genesis.parameters.rounds_per_checkpoint,
-            )
-            quiet_s = max(QUIET_S, 4 * self.state.facts.round_seconds)
-            due = due or (pending > 0 and loop.time() - since > quiet_s)
-            differ = members != set(self._model.parameters.members)
-            due = due or (differ and self._model.height <= until_height)
-            if due and self._model.height == self._consensus.replica.ledger.height:
-                self._consensus.cut_due(self._model.height + 1)
 
     async def _keep_dialling(self) -> None:
         """Keep links to the neighbours that the member list gives, and to all validators."""
@@ -361,18 +348,6 @@ class Node:
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
         """Return a delta that is held, or None."""
         return await self._database.get_delta(member, sequence, delta_id)
-
-    async def checkpoint(self, height: int) -> tuple[CheckpointParts, bytes] | None:
-        """Return a committed checkpoint (0: the newest) and its anchor, or None."""
-        heights = self._store.heights()
-        wanted = height or (heights[-1] if heights else 0)
-        if wanted not in heights:
-            return None
-        files = await asyncio.to_thread(self._store.read, wanted)
-        parts = CheckpointParts(
-            files.height, files.operation, files.certificate, len(files.anchor), files.settled
-        )
-        return parts, files.anchor
 
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         """Return the genesis and its anchor."""

@@ -5,7 +5,8 @@ One port serves Mesh, Inspect, the standard health service and reflection.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn, Protocol
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -14,26 +15,32 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from shoal.node.bulk import chunks
+from shoal.node.bulk_wire import (
+    DATA_BYTES_MAX,
+    Description,
+    GenesisParts,
+    Holdings,
+    Want,
+    WantChunk,
+    WantDelta,
+    WantDeltaLog,
+    WantDescription,
+    WantGenesis,
+    WantHoldings,
+    make_description,
+    make_genesis_header,
+    make_holdings,
+    parse_fetch,
+)
 from shoal.node.config import is_loopback
 from shoal.node.errors import PeerError, UserError
 from shoal.node.links import Links
 from shoal.node.meters import Meters
-from shoal.node.wire import (
-    MESSAGE_BYTES_MAX,
-    OPERATION_BYTES_MAX,
-    CheckpointParts,
-    Frame,
-    GenesisParts,
-    WantCheckpoint,
-    WantDelta,
-    WantGenesis,
-    make_checkpoint_header,
-    make_genesis_header,
-    parse_fetch,
-)
+from shoal.node.wire import MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX, Frame
 from shoal.proto import inspect_pb2, inspect_pb2_grpc, mesh_pb2, mesh_pb2_grpc
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 # Bounds on what strangers can hold open at once; members need one link and a few transfers each.
 CONCURRENT_CALLS_MAX = 512
@@ -49,16 +56,33 @@ SERVER_OPTIONS = (
 WATCH_INTERVAL_MS_MIN = 100
 
 
+class Serving(Protocol):
+    """What the servicers ask of the checkpoints that a node keeps (node/holdings.py)."""
+
+    async def describe(self, height: int) -> Description | None:
+        """Return what the checkpoint of a height is (0: the newest whole one), or None."""
+
+    async def chunk(self, height: int, address: bytes) -> bytes | None:
+        """Return one chunk, or None."""
+
+    async def delta_log(self, height: int) -> Path | None:
+        """Return where a height's delta log lies, or None."""
+
+    async def held(self, height: int) -> tuple[Holdings, tuple[bytes, ...]] | None:
+        """Return which pieces of a height are here, and all its addresses, or None."""
+
+
 class Backend(Protocol):
     """What the servicers ask of the node."""
 
     mesh_id: bytes
 
+    @property
+    def holdings(self) -> Serving:
+        """The checkpoints that this node keeps."""
+
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
         """Return a delta that is held, or None."""
-
-    async def checkpoint(self, height: int) -> tuple[CheckpointParts, bytes] | None:
-        """Return a committed checkpoint (0: the newest) and its anchor, or None."""
 
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         """Return the genesis and its anchor."""
@@ -82,6 +106,27 @@ class _ServerPipe:
 
     async def write(self, frame: Frame) -> None:
         await self._context.write(frame)
+
+
+class _NotHereError(Exception):
+    """What is asked for is not held here."""
+
+
+def _found(value: T | None) -> T:
+    if value is None:
+        raise _NotHereError
+    return value
+
+
+async def _stream(path: Path) -> AsyncIterator[mesh_pb2.Chunk]:
+    """A file piece by piece; one that is swept away meanwhile is read to its end all the same."""
+    try:
+        file = await asyncio.to_thread(path.open, "rb")
+    except FileNotFoundError:
+        raise _NotHereError from None
+    with file:
+        while data := await asyncio.to_thread(file.read, DATA_BYTES_MAX):
+            yield mesh_pb2.Chunk(data=data)
 
 
 async def _abort(context: Any, code: grpc.StatusCode, why: str) -> NoReturn:
@@ -114,7 +159,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
     async def Fetch(
         self, request: mesh_pb2.FetchRequest, context: Any
     ) -> AsyncIterator[mesh_pb2.Chunk]:
-        """Stream a delta, a checkpoint or the genesis."""
+        """Stream a delta, a piece of a checkpoint or the genesis."""
         try:
             want = parse_fetch(request)
         except PeerError as error:
@@ -127,29 +172,37 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"wrong mesh: this node is of mesh {self._backend.mesh_id.hex()[:16]}",
             )
-        async for chunk in self._answer(want, context):
-            self._meters.sent_bytes["bulk"] += len(chunk.data)
-            yield chunk
+        try:
+            async for chunk in self._answer(want):
+                self._meters.sent_bytes["bulk"] += len(chunk.data)
+                yield chunk
+        except _NotHereError:
+            await _abort(context, grpc.StatusCode.NOT_FOUND, "this node does not hold it")
 
-    async def _answer(
-        self, want: WantDelta | WantCheckpoint | WantGenesis, context: Any
-    ) -> AsyncIterator[mesh_pb2.Chunk]:
-        if isinstance(want, WantDelta):
-            blob = await self._backend.delta_blob(*want.reference)
-            if blob is None:
-                await _abort(context, grpc.StatusCode.NOT_FOUND, "this node does not hold it")
-            data = blob
-        elif isinstance(want, WantCheckpoint):
-            found = await self._backend.checkpoint(want.height)
-            if found is None:
-                await _abort(context, grpc.StatusCode.NOT_FOUND, "this node does not hold it")
-            parts, data = found
-            yield make_checkpoint_header(parts)
-        else:
-            genesis, data = await self._backend.genesis()
-            yield make_genesis_header(genesis)
-        for chunk in chunks(data):
-            yield chunk
+    async def _answer(self, want: Want) -> AsyncIterator[mesh_pb2.Chunk]:
+        holdings = self._backend.holdings
+        match want:
+            case WantDelta(reference):
+                blob = _found(await self._backend.delta_blob(*reference))
+                for chunk in chunks(blob):
+                    yield chunk
+            case WantGenesis():
+                genesis, data = await self._backend.genesis()
+                yield make_genesis_header(genesis)
+                for chunk in chunks(data):
+                    yield chunk
+            case WantDescription(height):
+                described = _found(await holdings.describe(height))
+                yield make_description(described)
+                for chunk in chunks(described.epochs):
+                    yield chunk
+            case WantChunk(height, address):
+                yield mesh_pb2.Chunk(data=_found(await holdings.chunk(height, address)))
+            case WantHoldings(height):
+                yield make_holdings(*_found(await holdings.held(height)))
+            case WantDeltaLog(height):
+                async for chunk in _stream(_found(await holdings.delta_log(height))):
+                    yield chunk
 
     async def Join(self, request: mesh_pb2.JoinRequest, context: Any) -> mesh_pb2.JoinReply:
         """Hand a request about membership (Join, Leave, Approve, Evict) to the validators."""

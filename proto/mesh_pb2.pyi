@@ -251,33 +251,71 @@ class FetchRequest(_message.Message):
 
     MESH_ID_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
-    CHECKPOINT_FIELD_NUMBER: _builtins.int
     GENESIS_FIELD_NUMBER: _builtins.int
+    DESCRIBE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    DELTA_LOG_FIELD_NUMBER: _builtins.int
+    HOLDINGS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.bytes
     """empty only when asking for the genesis"""
-    checkpoint: _builtins.int
-    """height; 0 asks for the newest"""
+    describe: _builtins.int
+    """height of a checkpoint; 0 asks for the newest"""
+    delta_log: _builtins.int
+    """height"""
+    holdings: _builtins.int
+    """height: which pieces of it are held"""
     @_builtins.property
     def delta(self) -> Global___DeltaReference: ...
     @_builtins.property
     def genesis(self) -> Global___Nothing: ...
+    @_builtins.property
+    def chunk(self) -> Global___ChunkReference: ...
     def __init__(
         self,
         *,
         mesh_id: _builtins.bytes = ...,
         delta: Global___DeltaReference | None = ...,
-        checkpoint: _builtins.int = ...,
         genesis: Global___Nothing | None = ...,
+        describe: _builtins.int = ...,
+        chunk: Global___ChunkReference | None = ...,
+        delta_log: _builtins.int = ...,
+        holdings: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "delta", b"delta", "genesis", b"genesis", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "delta", b"delta", "genesis", b"genesis", "mesh_id", b"mesh_id", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "mesh_id", b"mesh_id", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["delta", "checkpoint", "genesis"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["delta", "genesis", "describe", "chunk", "delta_log", "holdings"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class ChunkReference(_message.Message):
+    """One chunk of the anchor of a height (gossip/chunks.py)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """at least 1"""
+    address: _builtins.bytes
+    """32 bytes"""
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+        address: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "height", b"height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkReference: _TypeAlias = ChunkReference  # noqa: Y015
 
 @_typing.final
 class Nothing(_message.Message):
@@ -296,29 +334,35 @@ Global___Nothing: _TypeAlias = Nothing  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
-    """The first chunk of a checkpoint carries the description, the rest of the stream is data."""
+    """One message of a stream. A description and a genesis come first, in a message of their own, and
+    data follows; holdings are one message.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
-    CHECKPOINT_FIELD_NUMBER: _builtins.int
     GENESIS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    HOLDINGS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """at most 1 MiB"""
     @_builtins.property
+    def genesis(self) -> Global___GenesisHeader: ...
+    @_builtins.property
     def checkpoint(self) -> Global___CheckpointHeader: ...
     @_builtins.property
-    def genesis(self) -> Global___GenesisHeader: ...
+    def holdings(self) -> Global___Holdings: ...
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
-        checkpoint: Global___CheckpointHeader | None = ...,
         genesis: Global___GenesisHeader | None = ...,
+        checkpoint: Global___CheckpointHeader | None = ...,
+        holdings: Global___Holdings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "genesis", b"genesis"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "genesis", b"genesis", "holdings", b"holdings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "data", b"data", "genesis", b"genesis"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "data", b"data", "genesis", b"genesis", "holdings", b"holdings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,38 +370,72 @@ Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
 @_typing.final
 class CheckpointHeader(_message.Message):
+    """What a checkpoint is and how to check it, without its anchor. The data that follows are
+    `epochs_bytes` bytes: the chain of epochs that says who may sign this certificate.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HEIGHT_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
-    ANCHOR_BYTES_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
+    ANCHOR_BYTES_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    EPOCHS_BYTES_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     operation: _builtins.bytes
-    """the operation that PBFT committed, verbatim"""
+    """the operation that PBFT committed, verbatim; at most 512 KiB"""
     certificate: _builtins.bytes
-    """Q commit signatures over it, verbatim"""
-    anchor_bytes: _builtins.int
-    """length of the data that follows"""
+    """Q commit signatures over it, verbatim; at most 64 KiB"""
     settled: _builtins.bytes
-    """which deltas of each member are in or out for good, verbatim"""
+    """which deltas of each member are in or out for good, verbatim; 1 MiB"""
+    anchor_bytes: _builtins.int
+    addresses: _builtins.bytes
+    """32 bytes for each chunk of the anchor, in order; at most 1 MiB"""
+    epochs_bytes: _builtins.int
+    """at most 4 MiB"""
     def __init__(
         self,
         *,
         height: _builtins.int = ...,
         operation: _builtins.bytes = ...,
         certificate: _builtins.bytes = ...,
-        anchor_bytes: _builtins.int = ...,
         settled: _builtins.bytes = ...,
+        anchor_bytes: _builtins.int = ...,
+        addresses: _builtins.bytes = ...,
+        epochs_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anchor_bytes", b"anchor_bytes", "certificate", b"certificate", "height", b"height", "operation", b"operation", "settled", b"settled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "anchor_bytes", b"anchor_bytes", "certificate", b"certificate", "epochs_bytes", b"epochs_bytes", "height", b"height", "operation", b"operation", "settled", b"settled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointHeader: _TypeAlias = CheckpointHeader  # noqa: Y015
+
+@_typing.final
+class Holdings(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BITMAP_FIELD_NUMBER: _builtins.int
+    DELTA_LOG_FIELD_NUMBER: _builtins.int
+    bitmap: _builtins.bytes
+    """bit i of byte i/8: chunk i of the height is held"""
+    delta_log: _builtins.bool
+    def __init__(
+        self,
+        *,
+        bitmap: _builtins.bytes = ...,
+        delta_log: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitmap", b"bitmap", "delta_log", b"delta_log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holdings: _TypeAlias = Holdings  # noqa: Y015
 
 @_typing.final
 class GenesisHeader(_message.Message):

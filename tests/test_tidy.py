@@ -27,6 +27,7 @@ PROTO_USERS = {
     "node/wire.py",
     "node/server.py",
     "node/bulk.py",
+    "node/bulk_wire.py",
     "node/links.py",
     "node/status.py",
     "node/join.py",

@@ -13,14 +13,17 @@ import torch
 from shoal.compression.codec import encode
 from shoal.compression.select import select
 from shoal.gossip.delta import Delta, make_delta
+from shoal.node.bulk_wire import GenesisParts
 from shoal.node.config import load_settings
 from shoal.node.genesis import load_genesis
+from shoal.node.holdings import Holdings
 from shoal.node.identity import Identity
 from shoal.node.links import Links
 from shoal.node.meters import Meters
+from shoal.node.retention import Retention
 from shoal.node.server import Server
 from shoal.node.status import StatusReply
-from shoal.node.wire import Announced, CheckpointParts, ConsensusMessage, GenesisParts
+from shoal.node.wire import Announced, ConsensusMessage
 
 FRAME_HEADER_BYTES = 16
 
@@ -36,6 +39,10 @@ class Hostile:
         self.layout = self.genesis_document.schema.layout
         self.blobs: dict[bytes, bytes] = {}
         self.meters = Meters()
+        # It keeps no checkpoints.
+        self.holdings = Holdings(
+            directory / "nothing", anchor_bytes=4, retention=Retention(), meters=self.meters
+        )
         # The height that its deltas claim to be made under.
         self.height = 0
         self.links = Links(
@@ -54,10 +61,6 @@ class Hostile:
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
         del member, sequence
         return self.blobs.get(delta_id)
-
-    async def checkpoint(self, height: int) -> tuple[CheckpointParts, bytes] | None:
-        del height
-        return None
 
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         return GenesisParts(self.genesis_document.document, 0, {}), b""

@@ -10,6 +10,7 @@ import pytest
 from shoal.node.identity import Identity
 from shoal.node.links import Links
 from shoal.node.meters import Meters
+from shoal.node.wire import PROTOCOL_VERSION
 from shoal.proto import mesh_pb2
 from shoal.proto.mesh_pb2_grpc import MeshStub
 from tests.node.mesh import RunningNode, found_mesh, running, until
@@ -29,7 +30,7 @@ async def _refusal(node: RunningNode, *frames: mesh_pb2.LinkFrame) -> grpc.Statu
 
 def _hello(node: RunningNode, **changes: object) -> mesh_pb2.LinkFrame:
     fields = {
-        "protocol": 1,
+        "protocol": PROTOCOL_VERSION,
         "mesh_id": node.node.mesh_id,
         "node_id": bytes(32),
         "nonce": bytes(32),
@@ -104,9 +105,11 @@ def test_a_node_does_not_believe_who_answers_at_a_members_address(tmp_path: Path
     [
         mesh_pb2.FetchRequest(),
         mesh_pb2.FetchRequest(delta=mesh_pb2.DeltaReference(member=b"x", sequence=1)),
-        mesh_pb2.FetchRequest(checkpoint=2**63),
+        mesh_pb2.FetchRequest(describe=2**63),
+        mesh_pb2.FetchRequest(holdings=0),
+        mesh_pb2.FetchRequest(chunk=mesh_pb2.ChunkReference(height=1, address=b"../x")),
     ],
-    ids=["nothing", "short id", "absurd height"],
+    ids=["nothing", "short id", "absurd height", "no height", "a path"],
 )
 def test_malformed_requests_are_refused(
     tmp_path: Path, request_message: mesh_pb2.FetchRequest

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.node.errors import PeerError
+from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.node.wire import (
     Announced,
     ConsensusMessage,
@@ -18,12 +19,7 @@ from shoal.node.wire import (
     Pong,
     Proof,
     SummaryMessage,
-    WantCheckpoint,
-    WantDelta,
-    WantGenesis,
-    make_fetch,
     make_frame,
-    parse_fetch,
     parse_frame,
 )
 
@@ -34,7 +30,11 @@ messages = st.one_of(
     st.builds(
         Hello, st.integers(0, 2**32 - 1), ids, ids, ids, st.text(st.characters(codec="ascii"))
     ),
-    st.builds(Proof, st.binary(min_size=64, max_size=64)),
+    st.builds(
+        Proof,
+        st.binary(min_size=64, max_size=64),
+        st.binary(min_size=BOOT_STATEMENT_BYTES, max_size=BOOT_STATEMENT_BYTES),
+    ),
     st.builds(Announced, st.lists(references, max_size=20).map(tuple)),
     st.builds(
         SummaryMessage,
@@ -45,22 +45,12 @@ messages = st.one_of(
     st.builds(Ping, st.integers(0, 2**64 - 1)),
     st.builds(Pong, st.integers(0, 2**64 - 1)),
 )
-wants = st.one_of(
-    st.builds(WantDelta, st.tuples(ids, sequences, st.one_of(st.just(b""), ids))),
-    st.builds(WantCheckpoint, st.integers(0, 2**62)),
-    st.just(WantGenesis()),
-)
 
 
 @given(message=messages)
 def test_what_is_said_is_what_is_heard(message: object) -> None:
     frame = make_frame(message)  # type: ignore[arg-type]
     assert parse_frame(Frame.FromString(frame.SerializeToString())) == message
-
-
-@given(want=wants)
-def test_requests_too(want: WantDelta | WantCheckpoint | WantGenesis) -> None:
-    assert parse_fetch(make_fetch(bytes(32), want)) == want
 
 
 @given(data=st.binary(max_size=300))

@@ -1,0 +1,248 @@
+"""The past as this node keeps it and serves it: whole checkpoints, and old ones in pieces.
+
+    checkpoints/<height>/   the newest, whole
+    archive/<height>/       older ones, in pieces (pieces.py); what a height is stands there entire
+
+What may go is marked by a plan (retention.py) and swept unless it is leased (leases.py): somebody
+may be in the middle of fetching it. Reads never fail because of a sweep, they find nothing.
+"""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import structlog
+
+from shoal.node.bulk_wire import Description
+from shoal.node.bulk_wire import Holdings as HeldPieces
+from shoal.node.config import Settings
+from shoal.node.leases import WHOLE, Leases
+from shoal.node.meters import Meters
+from shoal.node.pieces import PieceDirectory
+from shoal.node.retention import DELTA_LOG, Piece, Plan, Retention, plan_holdings
+
+log = structlog.get_logger()
+
+# Whole checkpoints that stay beyond their time because somebody fetches them, the newest first:
+# a bound on the disk that strangers can fill by asking.
+LEASED_MAX = 4
+
+
+class Holdings:
+    """What lies in a node's directory of all heights, and what happens to it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        anchor_bytes: int,
+        retention: Retention,
+        meters: Meters,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """directory: the node's; anchor_bytes: the length of an anchor of this mesh."""
+        self._whole = directory / "checkpoints"
+        self._archive = directory / "archive"
+        self._anchor_bytes = anchor_bytes
+        self._retention = retention
+        self._meters = meters
+        self._clock = clock
+        self._leases = Leases()
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def whole_heights(self) -> list[int]:
+        """Return the heights that are here whole, ascending."""
+        return _heights(self._whole)
+
+    def archived_heights(self) -> list[int]:
+        """Return the heights of which pieces are here, ascending."""
+        return _heights(self._archive)
+
+    def archived(self, height: int) -> PieceDirectory:
+        """Return where the pieces of an old height lie, or would."""
+        return PieceDirectory(self._archive / str(height), height, self._anchor_bytes)
+
+    def _source(self, height: int) -> PieceDirectory | None:
+        path = self._whole / str(height)
+        if path.is_dir():
+            return PieceDirectory(path, height, self._anchor_bytes)
+        archived = self.archived(height)
+        return archived if archived.path.is_dir() else None
+
+    def _lease(self, height: int, address: bytes) -> None:
+        self._leases.take(height, address, self._clock())
+
+    # --- serving (server.Serving) -----------------------------------------------------------------
+
+    async def describe(self, height: int) -> Description | None:
+        """Return what the checkpoint of a height is (0: the newest whole one), or None."""
+
+        def work() -> Description | None:
+            wanted = height or max(self.whole_heights(), default=0)
+            source = self._source(wanted)
+            return source.description() if source is not None else None
+
+        described = await asyncio.to_thread(work)
+        if described is not None:
+            self._lease(described.height, WHOLE)
+        return described
+
+    async def chunk(self, height: int, address: bytes) -> bytes | None:
+        """Return one chunk, or None where it is not here."""
+        self._lease(height, address)
+
+        def work() -> bytes | None:
+            source = self._source(height)
+            return source.read(address) if source is not None else None
+
+        data = await asyncio.to_thread(work)
+        if data is not None:
+            self._meters.pieces["served"] += 1
+        return data
+
+    async def delta_log(self, height: int) -> Path | None:
+        """Return where a height's delta log lies, or None where it is not here."""
+        self._lease(height, DELTA_LOG)
+        return await asyncio.to_thread(self._delta_log, height)
+
+    def _delta_log(self, height: int) -> Path | None:
+        source = self._source(height)
+        found = source is not None and source.delta_log.is_file()
+        return source.delta_log if source is not None and found else None
+
+    async def held(self, height: int) -> tuple[HeldPieces, tuple[bytes, ...]] | None:
+        """Return which pieces of a height are here, and all its addresses; None: unknown height."""
+
+        def work() -> tuple[HeldPieces, tuple[bytes, ...]] | None:
+            source = self._source(height)
+            described = source.description() if source is not None else None
+            if source is None or described is None:
+                return None
+            log_is_here = self._delta_log(height) is not None
+            return HeldPieces(source.addresses(), log_is_here), described.addresses
+
+        return await asyncio.to_thread(work)
+
+    # --- mark and sweep (blocks: call it from a thread) -------------------------------------------
+
+    def demote(self, newest: int) -> None:
+        """Take whole checkpoints that are no longer new into the archive, or away.
+
+        Nothing is lost by it that anybody is meant to keep: all pieces of a retained height stay
+        in the archive until those who are to keep them say that they do.
+        """
+        for folder in (self._whole, self._archive):
+            for doomed in folder.glob(".*.gone"):
+                shutil.rmtree(doomed, ignore_errors=True)
+        retained = set(self.retained(newest))
+        leased = []
+        for height in self.whole_heights():
+            if height >= self._retention.whole_from(newest):
+                continue
+            if height in retained:
+                self._to_archive(height)
+            elif self._leases.held(height, WHOLE, self._clock()):
+                leased.append(height)
+                continue
+            self._remove(self._whole / str(height))
+        for height in leased[:-LEASED_MAX]:
+            self._remove(self._whole / str(height))
+
+    def _to_archive(self, height: int) -> None:
+        source = self._source(height)
+        described = source.description() if source is not None else None
+        if source is None or described is None:
+            return
+        target = self.archived(height)
+        target.describe(described)
+        for address in source.addresses() - target.addresses():
+            data = source.read(address)
+            if data is not None:
+                target.write(address, data)
+        if source.delta_log.is_file():
+            source.delta_log.replace(target.delta_log)
+        log.info("checkpoint.archived", height=height, chunks=len(described.addresses))
+
+    def retained(self, newest: int) -> list[int]:
+        """Return the heights that are kept in pieces when `newest` is committed, ascending."""
+        return self._retention.archived(newest)
+
+    def mark(self, newest: int, me: bytes, members: Collection[bytes], r: int) -> Plan:
+        """Plan what of the archive to keep, drop, want and hand over."""
+        retained = self.retained(newest)
+        manifests = {}
+        held = set()
+        for height in {*self.archived_heights(), *retained}:
+            directory = self.archived(height)
+            described = directory.description()
+            if described is not None:
+                manifests[height] = described.addresses
+            held |= {Piece(height, address) for address in directory.addresses()}
+            if directory.delta_log.is_file():
+                held.add(Piece(height, DELTA_LOG))
+        pinned = self._retention.pinned
+        return plan_holdings(me, members, r, retained, manifests, held, pinned)
+
+    def undescribed(self, newest: int) -> list[int]:
+        """Return the retained heights of which it is not even known here what they are."""
+        return [
+            height
+            for height in self.retained(newest)
+            if self.archived(height).description() is None
+        ]
+
+    def sweep(self, pieces: Collection[Piece], newest: int) -> None:
+        """Remove pieces, and old heights of which nothing is retained; leased ones stay."""
+        now = self._clock()
+        for piece in pieces:
+            if self._leases.held(piece.height, piece.address, now):
+                continue
+            directory = self.archived(piece.height)
+            if piece.address == DELTA_LOG:
+                directory.delta_log.unlink(missing_ok=True)
+            else:
+                directory.remove(piece.address)
+            self._meters.pieces["dropped"] += 1
+        for height in set(self.archived_heights()) - set(self.retained(newest)):
+            directory = self.archived(height)
+            if not directory.addresses() and not directory.delta_log.is_file():
+                self._remove(directory.path)
+
+    def _remove(self, path: Path) -> None:
+        """Take a directory away under a name that nobody looks for, then its files."""
+        doomed = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(doomed, ignore_errors=True)
+        try:
+            path.rename(doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def open_holdings(settings: Settings, *, anchor_bytes: int, meters: Meters) -> Holdings:
+    """Return what lies in the directory of a node with these settings."""
+    retention = settings.retention
+    return Holdings(
+        settings.node.directory,
+        anchor_bytes=anchor_bytes,
+        retention=Retention(
+            keep_whole=retention.keep_whole,
+            keep_every=retention.keep_every,
+            archived_max=retention.archived_max,
+            pinned=frozenset(retention.pinned),
+        ),
+        meters=meters,
+    )
+
+
+def _heights(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(
+        int(entry.name)
+        for entry in directory.iterdir()
+        if entry.is_dir() and entry.name.isascii() and entry.name.isdecimal()
+    )
