@@ -146,11 +146,4 @@ def test_validity_is_about_signatures_and_needs_no_state() -> None:
     assert isinstance(join, Join)
     assert validate(join, VERIFIER) is None
     assert validate(replace(join, shard_tokens=8), VERIFIER) == "bad-signature"
-    assert validate(Null(), VERIFIER) == "null-is-not-proposed"
-
-
-def test_a_validator_cannot_leave_while_the_set_is_fixed() -> None:
-    public = MESH.validators.keys[1]
-    unsigned = Leave(member=public, time_ms=1)
-    signed = replace(unsigned, signature=MESH.signers[1](unsigned.signed_bytes(MESH_ID)))
-    assert validate(signed, VERIFIER) == "validators-stay"
+    assert validate(Null(), VERIFIER) is None, "it fills the log up to the end of an epoch"
