@@ -252,6 +252,7 @@ def on_commit_proof(core: Core, message: CommitProof) -> None:
     if operation_digest(message.operation) != certificate.digest:
         raise ConsensusError("digest-mismatch")
     check_certificate(certificate, core.verifier)
+    core.epochs.require_within(certificate.epoch, sequence)
     known = core.committed.setdefault(sequence, certificate)
     assert known.digest == certificate.digest, "two quorums committed different operations"
     core.keep_body(sequence, certificate.digest, message.operation)

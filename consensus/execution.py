@@ -114,6 +114,7 @@ def on_stability_certificate(core: Core, certificate: Certificate) -> None:
     if certificate.sequence % core.interval:
         raise ConsensusError("not-a-stability-point", str(certificate.sequence))
     if certificate.sequence > core.low:
+        core.epochs.require_within(certificate.epoch, certificate.sequence)
         if certificate.epoch == core.epoch:
             check_certificate(certificate, core.verifier)
         else:
