@@ -138,6 +138,16 @@ def adopt_stability(core: Core, certificate: Certificate) -> None:
     _move_watermark(core, certificate, snapshot)
 
 
+def follow_epochs(core: Core) -> None:
+    """Behind an epoch that is proved to us: go there if we hold its first ledger, or aim for it.
+
+    Asked after every step and not only when the proof arrives: that may be before its ledger is
+    executed here, in a message that is refused for what else is in it, or in an earlier process.
+    """
+    if core.epochs.last > core.epoch:
+        adopt_stability(core, core.epochs.link(core.epoch + 1).certificate)
+
+
 def _move_watermark(core: Core, certificate: Certificate, snapshot: bytes) -> None:
     sequence = certificate.sequence
     core.low, core.stability, core.snapshot = sequence, certificate, snapshot

@@ -106,6 +106,16 @@ def test_so_does_one_that_restarts_between_executing_the_boundary_and_its_proof(
     assert mesh.replicas[3].inspect().epoch == 2
 
 
+def test_so_does_one_that_knew_the_link_before_it_restarted() -> None:
+    mesh = late_by(2)
+    for proof in proofs(mesh, 0)[:3]:
+        mesh.give(3, proof)
+    mesh.give(3, Epochs(links(mesh, 0)))
+    mesh.restart(3)
+    mesh.give(3, proofs(mesh, 0)[3])
+    assert (mesh.executed()[3], mesh.replicas[3].inspect().epoch) == (4, 1)
+
+
 def test_a_bad_link_does_not_make_the_good_one_before_it_worthless() -> None:
     """A liar sends a true link with a false one behind it, so that the message is refused."""
     mesh = late_by(2)
