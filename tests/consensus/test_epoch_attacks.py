@@ -294,7 +294,7 @@ def test_a_hostile_status_about_epochs_costs_one_answer_and_nothing_else() -> No
     for epoch in (0, 1, 2, 3, 4, last):
         for executed in (0, 4, 11, 12, 13, last):
             for low in (0, 12, last):
-                status = Status(epoch, 0, True, executed, low, 0, b"", (), 255)
+                status = Status(epoch, last - epoch, 0, True, executed, low, 0, b"", (), 255)
                 mesh.step(0, Received(mesh.keys[1], encode(status)))
                 mesh.now_ms += 10_000
     mesh.wire.clear()
