@@ -157,7 +157,11 @@ def adopt_plan(core: Core) -> None:
         if sequence > core.horizon:
             break
         decision = core.decisions.get(sequence)
-        assert decision is None or decision.certificate.digest == digest, "agreement is broken"
+        if decision is not None and decision.certificate.digest != digest:
+            # A NEW-VIEW that came too late to matter, or another of the same liar's, can say
+            # something else than was decided in a later view, or in this one. In no later view.
+            assert decision.certificate.view >= core.view, "agreement is broken"
+            continue
         primary = core.validators.leader(core.view)
         epoch = core.validators.epoch
         accept(
