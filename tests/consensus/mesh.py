@@ -7,6 +7,7 @@ some of them, fire a timer, or pull a node's plug and start it again from its ro
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from shoal.consensus.certificate import Certificate, certify
 from shoal.consensus.changes import Approve, Change, ChangeKind
@@ -65,7 +66,7 @@ class Mesh:
     its number whatever it becomes; `validators` is the set of the first epoch.
     """
 
-    def __init__(self, n: int = 4, spare: int = 0, **settings: int) -> None:
+    def __init__(self, n: int = 4, spare: int = 0, **settings: Any) -> None:
         self.keyring = Keyring("mesh", real=False)
         names = [f"v{i}" for i in range(n)], [f"spare{i}" for i in range(spare)]
         first, others = (
