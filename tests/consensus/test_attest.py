@@ -335,6 +335,31 @@ def test_what_one_epoch_attested_is_nothing_in_the_next() -> None:
     assert f"{PREFIX}vote/1/5/0/1" in desk.rows
 
 
+def test_a_power_cut_just_before_the_new_epoch_is_told_leaves_no_rows_behind() -> None:
+    """The replica had written down the epoch; this machine had not heard of it yet."""
+    mesh = Mesh(4)
+    desk, record = Desk.of(mesh, 3), mesh.record()
+    desk.hear(announced(mesh, record))
+    desk.step(Checked(record.digest, True))
+    assert f"{PREFIX}vote/0/5/0/1" in desk.rows
+    config = AttestorConfig(validators=successor(mesh), me=mesh.validators.keys[3])
+    desk.attestor = Attestor(config, desk.rows, sign=mesh.signers[3], verify=mesh.keyring.verify)
+    desk.step(Started())
+    assert not desk.rows
+
+
+def test_an_attestor_is_not_started_in_an_epoch_that_it_has_left() -> None:
+    """It would forget what it attested in the later one, and could attest something else."""
+    mesh = Mesh(4)
+    desk, record = Desk.of(mesh, FIRST), mesh.record()
+    desk.step(EpochStarted(successor(mesh), b""))
+    desk.step(CutDue(1))
+    desk.step(CandidateReady(record))
+    assert f"{PREFIX}vote/1/5/0/1" in desk.rows
+    with pytest.raises(AssertionError, match="votes of epoch 1"):
+        desk.restart()
+
+
 def test_a_check_that_comes_back_after_its_epoch_signs_nothing() -> None:
     mesh = Mesh(4)
     desk, record = Desk.of(mesh, 3), mesh.record()
