@@ -79,6 +79,7 @@ def build_status(core: Core) -> Status:
     )
     status = Status(
         epoch=core.validators.epoch,
+        proved=core.epochs.last,
         view=core.view,
         active=core.active,
         executed=core.executed,
@@ -163,20 +164,22 @@ def _may_answer(core: Core, peer: bytes, status: Status) -> bool:
 
 def _send_epochs(core: Core, peer: bytes, status: Status) -> None:
     """To a peer in an earlier epoch: what was decided there, and the way into the next ones."""
-    first = status.epoch + 1
-    numbers = range(first, min(core.epochs.last, first + MAX_LINKS - 1) + 1)
-    links = tuple(core.epochs.link(number) for number in numbers)
     if status.executed + 1 in core.decisions:
+        link = core.epochs.link(status.epoch + 1)
         size, sequence = 0, status.executed + 1
-        while sequence <= links[0].record.start and size <= ANSWER_BYTES:
+        while sequence <= link.record.start and size <= ANSWER_BYTES:
             decision = core.decisions[sequence]
             core.send(peer, CommitProof(decision.operation, decision.certificate))
             size += len(decision.operation)
             sequence += 1
-        core.send(peer, Epochs(links[:1]))
+        core.send(peer, Epochs((link,)))
         return
-    core.send(peer, Epochs(links))
-    if status.executed < core.low and numbers[-1] >= core.epoch and core.stability is not None:
+    # One message holds only so many links, so they go on from the last that the peer has.
+    proved = min(max(status.epoch, status.proved), core.epochs.last)
+    until = min(core.epochs.last, proved + MAX_LINKS)
+    if until > proved:
+        core.send(peer, Epochs(tuple(map(core.epochs.link, range(proved + 1, until + 1)))))
+    if status.executed < core.low and until >= core.epoch and core.stability is not None:
         core.send(peer, Stability(core.stability, core.snapshot))
 
 
@@ -263,6 +266,7 @@ def on_commit_proof(core: Core, link: bytes, message: CommitProof) -> None:
     if operation_digest(message.operation) != certificate.digest:
         raise ConsensusError("digest-mismatch")
     check_certificate(certificate, core.verifier)
+    core.epochs.require_within(certificate.epoch, sequence)
     known = core.committed.setdefault(sequence, certificate)
     assert known.digest == certificate.digest, "two quorums committed different operations"
     core.keep_body(sequence, certificate.digest, message.operation)

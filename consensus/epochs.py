@@ -146,6 +146,16 @@ class EpochChain:
         """The proof of epoch `number`, from 1 to `last`."""
         return self._links[number - 1]
 
+    def require_within(self, number: int, sequence: int) -> None:
+        """Raise ConsensusError unless epoch `number` may certify something at this sequence.
+
+        Where a later epoch is proved, its start is where the word of the earlier set ends: keys
+        of validators that left long ago may have been stolen since.
+        """
+        ended = number < self.last and sequence > self._records[number + 1].start
+        if sequence <= self.record(number).start or ended:
+            raise ConsensusError("outside-epoch", f"{sequence} in epoch {number}")
+
     def recent(self, number: int, count: int) -> tuple[Validators, ...]:
         """The sets of up to `count` epochs that end with `number`."""
         return tuple(self._sets[max(0, number - count + 1) : number + 1])

@@ -114,6 +114,7 @@ def on_stability_certificate(core: Core, certificate: Certificate) -> None:
     if certificate.sequence % core.interval:
         raise ConsensusError("not-a-stability-point", str(certificate.sequence))
     if certificate.sequence > core.low:
+        core.epochs.require_within(certificate.epoch, certificate.sequence)
         if certificate.epoch == core.epoch:
             check_certificate(certificate, core.verifier)
         else:
@@ -135,6 +136,16 @@ def adopt_stability(core: Core, certificate: Certificate) -> None:
     snapshot = core.snapshots[sequence]
     assert ledger_digest(snapshot) == certificate.digest, "our ledger differs from a quorum's"
     _move_watermark(core, certificate, snapshot)
+
+
+def follow_epochs(core: Core) -> None:
+    """Behind an epoch that is proved to us: go there if we hold its first ledger, or aim for it.
+
+    Asked after every step and not only when the proof arrives: that may be before its ledger is
+    executed here, in a message that is refused for what else is in it, or in an earlier process.
+    """
+    if core.epochs.last > core.epoch:
+        adopt_stability(core, core.epochs.link(core.epoch + 1).certificate)
 
 
 def _move_watermark(core: Core, certificate: Certificate, snapshot: bytes) -> None:

@@ -259,10 +259,12 @@ class Ledger:
             self.turns[member] = votes
 
     def _set_boundary(self) -> None:
-        """The first stability point, from here on, at which there is something to change."""
-        if not self.turns and self.next_parameters is None:
-            self.boundary = 0
-        elif self.boundary < self.sequence:
+        """The first stability point, from here on, at which there is something to change.
+
+        An epoch ends even when what it was to end for is called off before: then the approvals
+        that decided it are void, and nobody can count them a second time.
+        """
+        if not self.boundary and (self.turns or self.next_parameters is not None):
             self.boundary = -(-self.sequence // self.interval) * self.interval
 
     def _start_epoch(self) -> None:
@@ -272,11 +274,14 @@ class Ledger:
         knows the old one's last words; what is left over waits for the next stability point.
         """
         keys = set(self.epoch.keys)
-        for member in list(self.turns)[: max(1, faults(len(keys)))]:
-            if self.turns.pop(member):
-                keys.add(member)
-            else:
-                keys.discard(member)
+        left = max(1, faults(len(keys)))
+        for member, votes in list(self.turns.items()):
+            after = keys | {member} if votes else keys - {member}
+            # The order in which turns were decided may empty or overfill the set on the way to
+            # where it is going; those that would do that wait for the others.
+            if left and 1 <= len(after) <= MAX_VALIDATORS:
+                keys, left = after, left - 1
+                del self.turns[member]
         self.epoch = EpochRecord(
             mesh_id=self.mesh_id,
             number=self.epoch.number + 1,

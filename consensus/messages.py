@@ -59,7 +59,7 @@ OBSERVER = 255
 
 _VIEW_CHANGE, _NEW_VIEW, _STATUS, _COMMIT_PROOF, _STABILITY, _REQUEST, _EPOCHS = range(16, 23)
 
-_STATUS_HEADER = struct.Struct(">QQBQQI")
+_STATUS_HEADER = struct.Struct(">QQQBQQI")
 
 # What a STATUS says about one slot: a byte of these flags.
 SLOT_PROPOSED, SLOT_PREPARED, SLOT_COMMITTED = 1, 2, 4
@@ -144,12 +144,14 @@ class NewView:
 class Status:
     """Where a replica stands, so that peers can send what it lacks (Castro's thesis, 5.2).
 
-    `view_changes` is the bitmap of validators whose VIEW-CHANGE for `view` is held; `slots` has
+    `proved` is the last epoch whose proof is here, which may be far ahead of the one that is lived
+    in. `view_changes` is the bitmap of validators whose VIEW-CHANGE for `view` is held; `slots` has
     one byte of flags for each sequence from `executed` + 1 on; `wanted` are digests of
     operations whose bytes are missing.
     """
 
     epoch: int
+    proved: int
     view: int
     active: bool
     executed: int
@@ -165,6 +167,7 @@ class Status:
             (
                 _STATUS_HEADER.pack(
                     self.epoch,
+                    self.proved,
                     self.view,
                     self.active,
                     self.executed,
@@ -361,11 +364,12 @@ def _read_new_view(reader: Reader) -> NewView:
 
 
 def _read_status(reader: Reader) -> Status:
-    epoch, view, active, executed, low, view_changes = reader.unpack(_STATUS_HEADER)
+    epoch, proved, view, active, executed, low, view_changes = reader.unpack(_STATUS_HEADER)
     if active > 1:
         raise ConsensusError("bad-flag", str(active))
     return Status(
         epoch=epoch,
+        proved=proved,
         view=view,
         active=active == 1,
         executed=executed,

@@ -81,7 +81,7 @@ def on_pre_prepare(core: Core, message: PrePrepare) -> None:
     if vote.sequence <= core.plan_end:
         raise ConsensusError("not-in-the-new-view")
     if vote.sequence > core.horizon:
-        core.slot(vote.sequence).deferred = message
+        _defer(core, message)
         return
     decision = core.decisions.get(vote.sequence)
     if decision is not None and decision.certificate.digest != vote.digest:
@@ -92,6 +92,17 @@ def on_pre_prepare(core: Core, message: PrePrepare) -> None:
     core.keep_body(vote.sequence, vote.digest, message.operation)
     core.persist(f"accept/{vote.sequence}", vote.to_bytes())
     accept(core, vote)
+
+
+def _defer(core: Core, message: PrePrepare) -> None:
+    """Keep a checked proposal until it is due; a second one says what it always says."""
+    vote, slot = message.vote, core.slot(message.vote.sequence)
+    if slot.deferred is not None and slot.deferred.vote.view == vote.view:
+        if slot.deferred.vote.digest != vote.digest:
+            _depose(core, slot.deferred.vote, vote)
+            raise ConsensusError("equivocation")
+        return
+    slot.deferred = message
 
 
 def take_deferred(core: Core) -> None:
@@ -146,7 +157,11 @@ def adopt_plan(core: Core) -> None:
         if sequence > core.horizon:
             break
         decision = core.decisions.get(sequence)
-        assert decision is None or decision.certificate.digest == digest, "agreement is broken"
+        if decision is not None and decision.certificate.digest != digest:
+            # A NEW-VIEW that came too late to matter, or another of the same liar's, can say
+            # something else than was decided in a later view, or in this one. In no later view.
+            assert decision.certificate.view >= core.view, "agreement is broken"
+            continue
         primary = core.validators.leader(core.view)
         epoch = core.validators.epoch
         accept(

@@ -187,6 +187,7 @@ class Replica:
     def _settle(self) -> None:
         """Whatever the state now calls for; each of these does nothing when nothing is due."""
         core = self._core
+        execution.follow_epochs(core)
         self._evict()
         if core.safety is not None:
             normal_case.take_deferred(core)

@@ -68,15 +68,23 @@ class SafetyRules:
         self._votes.clear()
 
     def restore(self, rows: Mapping[str, bytes]) -> None:
-        """Take up the votes of this epoch; those of an earlier one bind nobody any more."""
-        epoch = self._validators.epoch
-        start = f"{self._prefix}vote/{epoch}/"
+        """Take up the votes of this epoch; those of an earlier one bind nobody any more.
+
+        Whoever is told of an earlier epoch than it has voted in would vote there anew when it
+        comes back to it, so that is an error of the caller's, and not a small one.
+        """
+        epoch, start = self._validators.epoch, f"{self._prefix}vote/"
         for key, value in rows.items():
-            if key.startswith(start):
-                kind, view, sequence = (int(part) for part in key[len(start) :].split("/"))
-                digest, signature = value[:DIGEST_BYTES], value[DIGEST_BYTES:]
-                vote = Vote(VoteKind(kind), epoch, view, sequence, digest, self.me, signature)
-                self._votes[vote.kind, view, sequence] = vote
+            if not key.startswith(start):
+                continue
+            number, kind, view, sequence = (int(part) for part in key[len(start) :].split("/"))
+            assert number <= epoch, f"there are votes of epoch {number}, and this is {epoch}"
+            if number < epoch:
+                self._persist(key, None)
+                continue
+            digest, signature = value[:DIGEST_BYTES], value[DIGEST_BYTES:]
+            vote = Vote(VoteKind(kind), epoch, view, sequence, digest, self.me, signature)
+            self._votes[vote.kind, view, sequence] = vote
 
     def _key(self, kind: VoteKind, view: int, sequence: int) -> str:
         return f"{self._prefix}vote/{self._validators.epoch}/{int(kind)}/{view}/{sequence}"

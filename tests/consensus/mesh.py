@@ -7,12 +7,15 @@ some of them, fire a timer, or pull a node's plug and start it again from its ro
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from shoal.consensus.certificate import Certificate, certify
+from shoal.consensus.changes import Approve, Change, ChangeKind
 from shoal.consensus.effects import (
     Broadcast,
     Decided,
     Effect,
+    EpochStarted,
     Event,
     Evidence,
     Persist,
@@ -31,6 +34,7 @@ from shoal.consensus.records import (
     CheckpointRecord,
     CutEntry,
     Join,
+    Leave,
     operation_bytes,
     operation_digest,
 )
@@ -56,17 +60,28 @@ Loses = Callable[[Letter], bool]
 
 
 class Mesh:
-    """n validators, index 0 primary of view 0; all of them started."""
+    """n validators, index 0 primary of view 0; all of them started.
 
-    def __init__(self, n: int = 4, **settings: int) -> None:
+    `spare` more members follow them: they observe until the validators take them in. A node keeps
+    its number whatever it becomes; `validators` is the set of the first epoch.
+    """
+
+    def __init__(self, n: int = 4, spare: int = 0, **settings: Any) -> None:
         self.keyring = Keyring("mesh", real=False)
-        pairs = sorted((self.keyring.identity(f"v{i}") for i in range(n)), key=lambda p: p[0])
+        names = [f"v{i}" for i in range(n)], [f"spare{i}" for i in range(spare)]
+        first, others = (
+            sorted(map(self.keyring.identity, group), key=lambda pair: pair[0]) for group in names
+        )
+        pairs = [*first, *others]
         self.signers: list[Sign] = [sign for _, sign in pairs]
-        self.validators = Validators(MESH_ID, 0, tuple(public for public, _ in pairs))
-        members = [(public, Member("genesis:1", 100, 500)) for public, _ in pairs]
+        self.keys = tuple(public for public, _ in pairs)
+        self.validators = Validators(MESH_ID, 0, self.keys[:n])
+        self.sets = [self.validators] * len(pairs)
+        members = [(public, Member("genesis:1", 100, 500)) for public in self.keys]
         self.genesis = Ledger.genesis(MESH_ID, members, self.validators.keys)
         self.settings = settings
         self.now_ms = 0
+        n = len(pairs)
         self.rows: list[dict[str, bytes]] = [{} for _ in range(n)]
         self.decided: list[list[Decided]] = [[] for _ in range(n)]
         self.restored: list[list[Restored]] = [[] for _ in range(n)]
@@ -82,7 +97,7 @@ class Mesh:
         self.wire.clear()
 
     def new_replica(self, index: int) -> Replica:
-        config = Config(me=self.validators.keys[index], **self.settings)
+        config = Config(me=self.keys[index], **self.settings)
         return Replica.restore(
             config,
             self.genesis,
@@ -112,12 +127,14 @@ class Mesh:
                     else:
                         self.rows[index][key] = value
             case Broadcast(data):
-                for target in range(self.validators.n):
-                    if target != index:
-                        self._post(index, target, data)
+                for to in self.sets[index].keys:
+                    if to != self.keys[index]:
+                        self._post(index, self.keys.index(to), data)
             case Send(to, data):
-                if to in self.validators.keys:
-                    self._post(index, self.validators.keys.index(to), data)
+                if to in self.keys:
+                    self._post(index, self.keys.index(to), data)
+            case EpochStarted(validators):
+                self.sets[index] = validators
             case SetTimer(name, at_ms):
                 self.timers[index][name] = at_ms
             case Decided():
@@ -139,7 +156,7 @@ class Mesh:
 
     def give(self, target: int, message: Message, source: int | None = None) -> None:
         """Hand one message to one replica, as if it had just arrived from `source`."""
-        sender = self.validators.keys[source if source is not None else target - 1]
+        sender = self.keys[source if source is not None else target - 1]
         self.step(target, Received(sender, encode(message)))
 
     def deliver(self, loses: Loses = lambda letter: False) -> None:
@@ -158,7 +175,7 @@ class Mesh:
     def gossip(self, rounds: int = 1) -> None:
         """Everybody alive says where it stands, and what that brings arrives."""
         for _ in range(rounds):
-            for index in range(self.validators.n):
+            for index in range(len(self.keys)):
                 if index not in self.down:
                     self.now_ms += 1_000
                     self.core(index).outbox.timers["status"] = self.now_ms
@@ -188,20 +205,70 @@ class Mesh:
         )
         return operation_bytes(replace(unsigned, signature=sign(unsigned.signed_bytes(MESH_ID))))
 
-    def vote(self, kind: VoteKind, signer: int, *, view: int, sequence: int, digest: bytes) -> Vote:
-        unsigned = Vote(kind, 0, view, sequence, digest, signer, bytes(64))
-        return replace(unsigned, signature=self.signers[signer](unsigned.signed_bytes(MESH_ID)))
+    def leave(self, index: int, *, time_ms: int = 1) -> bytes:
+        """The node's own goodbye."""
+        unsigned = Leave(member=self.keys[index], time_ms=time_ms)
+        signature = self.signers[index](unsigned.signed_bytes(MESH_ID))
+        return operation_bytes(replace(unsigned, signature=signature))
+
+    def rejoin(self, index: int, *, time_ms: int, validates: bool = True) -> bytes:
+        """A Join of one of the mesh's own nodes."""
+        unsigned = Join(
+            member=self.keys[index],
+            address="moved:1",
+            shard_tokens=7,
+            share_permille=500,
+            time_ms=time_ms,
+            validates=validates,
+        )
+        signature = self.signers[index](unsigned.signed_bytes(MESH_ID))
+        return operation_bytes(replace(unsigned, signature=signature))
+
+    def approve(self, change: Change, by: int, *, epoch: int | None = None) -> bytes:
+        """The node's yes to the change, in the epoch that it is in unless told otherwise."""
+        number = self.sets[by].epoch if epoch is None else epoch
+        unsigned = Approve(change=change, epoch=number, validator=self.keys[by])
+        signature = self.signers[by](unsigned.signed_bytes(MESH_ID))
+        return operation_bytes(replace(unsigned, signature=signature))
+
+    def vote(
+        self,
+        kind: VoteKind,
+        signer: int,
+        *,
+        view: int,
+        sequence: int,
+        digest: bytes,
+        validators: Validators | None = None,
+    ) -> Vote:
+        """A vote of this validator of the first epoch, or of the set that is given."""
+        among = validators or self.validators
+        sign = self.signers[self.keys.index(among.keys[signer])]
+        unsigned = Vote(kind, among.epoch, view, sequence, digest, signer, bytes(64))
+        return replace(unsigned, signature=sign(unsigned.signed_bytes(MESH_ID)))
 
     def certificate(
-        self, kind: VoteKind, signers: list[int], *, view: int, sequence: int, digest: bytes
+        self,
+        kind: VoteKind,
+        signers: list[int],
+        *,
+        view: int,
+        sequence: int,
+        digest: bytes,
+        validators: Validators | None = None,
     ) -> Certificate:
         """A well-formed certificate by these signers, whether or not they are enough."""
-        primary = self.validators.primary(view, sequence)
+        among = validators or self.validators
+        primary = among.primary(view, sequence)
         votes = []
         for signer in signers:
             prepared = kind is VoteKind.PREPARE and signer == primary
             signed = VoteKind.PRE_PREPARE if prepared else kind
-            votes.append(self.vote(signed, signer, view=view, sequence=sequence, digest=digest))
+            votes.append(
+                self.vote(
+                    signed, signer, view=view, sequence=sequence, digest=digest, validators=among
+                )
+            )
         return certify(kind, votes)
 
     def record(
@@ -243,6 +310,26 @@ class Mesh:
         for operation in operations:
             self.submit(at, operation)
             self.deliver()
+
+    def decide(self, change: Change, *, at: int | None = None) -> None:
+        """A quorum of the present validators approves this, and everything arrives."""
+        up = [i for i in range(len(self.keys)) if i not in self.down]
+        newest = max((self.sets[i] for i in up), key=lambda validators: validators.epoch)
+        voting = [self.keys.index(key) for key in newest.keys]
+        voting = [index for index in voting if index not in self.down][: newest.quorum]
+        for index in voting:
+            self.submit(index if at is None else at, self.approve(change, index))
+            self.deliver()
+
+    def promote(self, index: int) -> None:
+        self.decide(Change(ChangeKind.PROMOTE, self.keys[index]))
+
+    def demote(self, index: int) -> None:
+        self.decide(Change(ChangeKind.DEMOTE, self.keys[index]))
+
+    def voters(self, index: int = 0) -> list[int]:
+        """The numbers of the nodes that vote, as this node knows it."""
+        return sorted(self.keys.index(key) for key in self.sets[index].keys)
 
     def executed(self) -> list[int]:
         return [replica.ledger.sequence for replica in self.replicas]

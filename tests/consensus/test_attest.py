@@ -14,6 +14,7 @@ from shoal.consensus.effects import (
     Committed,
     CutDue,
     Effect,
+    EpochStarted,
     Evidence,
     Persist,
     Propose,
@@ -26,7 +27,7 @@ from shoal.consensus.effects import (
 )
 from shoal.consensus.messages import Candidate, Request, decode, encode
 from shoal.consensus.records import Checkpoint, CheckpointRecord, parse_operation
-from shoal.consensus.validators import Verifier
+from shoal.consensus.validators import Validators, Verifier
 from shoal.consensus.validity import validate
 from shoal.consensus.votes import VoteKind
 from tests.consensus.mesh import MESH_ID, Mesh
@@ -138,7 +139,7 @@ def test_a_validator_checks_before_it_attests_and_writes_down_before_it_sends() 
     assert not only(effects, Send)
     effects = desk.step(Checked(record.digest, True))
     assert isinstance(effects[0], Persist)
-    assert f"{PREFIX}vote/5/0/1" in desk.rows
+    assert f"{PREFIX}vote/0/5/0/1" in desk.rows
     (sent,) = only(effects, Send)
     assert sent.to == mesh.validators.keys[FIRST]
     assert encode(decode(sent.data)) == attestation(mesh, 3, record)
@@ -295,10 +296,91 @@ def test_attestations_of_something_else_do_not_count() -> None:
     assert dict(desk.attestor.refused) == {"digest-mismatch": 1, "bad-signature": 1}
 
 
-def test_only_validators_attest() -> None:
+def test_where_we_do_not_vote_nothing_is_proposed_checked_or_signed() -> None:
     mesh = Mesh(4)
     public, sign = mesh.keyring.identity("observer")
     config = AttestorConfig(validators=mesh.validators, me=public)
-    with pytest.raises(ValueError, match="validators"):
-        Attestor(config, {}, sign=sign, verify=mesh.keyring.verify)
-    assert Desk.of(mesh, 0).step(Started()) == []
+    attestor = Attestor(config, {}, sign=sign, verify=mesh.keyring.verify)
+    record, sender = mesh.record(), mesh.validators.keys[FIRST]
+    events: list[AttestorEvent] = [
+        Started(),
+        CutDue(1),
+        Received(sender, announced(mesh, record)),
+        CandidateReady(record),
+        Checked(record.digest, True),
+        TimerFired("attempt"),
+        TimerFired("resend"),
+    ]
+    for event in events:
+        assert attestor.step(0, event) == []
+    assert dict(attestor.refused) == {"not-a-validator": 1}
+
+
+def successor(mesh: Mesh, *, without: int | None = None) -> Validators:
+    keys = [key for i, key in enumerate(mesh.validators.keys) if i != without]
+    return Validators(MESH_ID, 1, tuple(keys))
+
+
+def test_what_one_epoch_attested_is_nothing_in_the_next() -> None:
+    mesh, desk, record = proposing()
+    desk.hear(attestation(mesh, 0, record))
+    desk.step(EpochStarted(successor(mesh), b""))
+    assert not desk.rows, "neither its votes nor its candidate are kept"
+    desk.hear(attestation(mesh, 2, record))
+    assert dict(desk.attestor.refused) == {"not-our-candidate": 1}
+    assert only(desk.step(CutDue(1)), Propose) == [Propose(1, 0, MESH_ID)], "it begins again"
+    desk.step(CandidateReady(record))
+    desk.hear(attestation(mesh, 0, record))
+    assert desk.attestor.refused["wrong-epoch"] == 1
+    assert f"{PREFIX}vote/1/5/0/1" in desk.rows
+
+
+def test_a_power_cut_just_before_the_new_epoch_is_told_leaves_no_rows_behind() -> None:
+    """The replica had written down the epoch; this machine had not heard of it yet."""
+    mesh = Mesh(4)
+    desk, record = Desk.of(mesh, 3), mesh.record()
+    desk.hear(announced(mesh, record))
+    desk.step(Checked(record.digest, True))
+    assert f"{PREFIX}vote/0/5/0/1" in desk.rows
+    config = AttestorConfig(validators=successor(mesh), me=mesh.validators.keys[3])
+    desk.attestor = Attestor(config, desk.rows, sign=mesh.signers[3], verify=mesh.keyring.verify)
+    desk.step(Started())
+    assert not desk.rows
+
+
+def test_an_attestor_is_not_started_in_an_epoch_that_it_has_left() -> None:
+    """It would forget what it attested in the later one, and could attest something else."""
+    mesh = Mesh(4)
+    desk, record = Desk.of(mesh, FIRST), mesh.record()
+    desk.step(EpochStarted(successor(mesh), b""))
+    desk.step(CutDue(1))
+    desk.step(CandidateReady(record))
+    assert f"{PREFIX}vote/1/5/0/1" in desk.rows
+    with pytest.raises(AssertionError, match="votes of epoch 1"):
+        desk.restart()
+
+
+def test_a_check_that_comes_back_after_its_epoch_signs_nothing() -> None:
+    mesh = Mesh(4)
+    desk, record = Desk.of(mesh, 3), mesh.record()
+    desk.hear(announced(mesh, record))
+    desk.step(EpochStarted(successor(mesh), b""))
+    assert desk.step(Checked(record.digest, True)) == []
+
+
+def test_a_candidate_asked_for_in_an_epoch_that_we_left_is_not_announced() -> None:
+    mesh = Mesh(4)
+    desk = Desk.of(mesh, FIRST)
+    assert only(desk.step(CutDue(1)), Propose)
+    desk.step(EpochStarted(successor(mesh, without=FIRST), b""))
+    assert desk.step(CandidateReady(mesh.record())) == []
+    desk.now_ms = 10**6
+    assert desk.step(TimerFired("attempt")) == []
+
+
+def test_the_epoch_that_we_are_in_already_changes_nothing() -> None:
+    mesh, desk, record = proposing()
+    assert desk.step(EpochStarted(mesh.validators, b"")) == []
+    for signer in (0, 2):
+        effects = desk.hear(attestation(mesh, signer, record))
+    assert len(only(effects, Submit)) == 1

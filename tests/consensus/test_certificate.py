@@ -16,8 +16,8 @@ from tests.simulation.verifier import certificate_problem
 
 MESH = Mesh(4)
 DIGEST = b"\x07" * 32
-COMMITTED = MESH.certificate(VoteKind.COMMIT, [0, 1, 3], view=2, sequence=9, digest=DIGEST)
-PREPARED = MESH.certificate(VoteKind.PREPARE, [0, 1, 2], view=1, sequence=9, digest=DIGEST)
+COMMITTED = MESH.certificate(VoteKind.COMMIT, [0, 1, 3], view=2, sequence=3, digest=DIGEST)
+PREPARED = MESH.certificate(VoteKind.PREPARE, [0, 1, 3], view=1, sequence=9, digest=DIGEST)
 
 
 def check(certificate: Certificate, validators: Validators = MESH.validators) -> None:
@@ -30,6 +30,7 @@ def independent(certificate: Certificate) -> str | None:
         mesh_id=MESH.validators.mesh_id,
         epoch=0,
         keys=MESH.validators.keys,
+        interval=MESH.validators.interval,
         verify=MESH.keyring.verify,
     )
 
@@ -71,7 +72,7 @@ def test_everything_else_is_refused(
 
 
 def test_a_prepared_certificate_needs_the_primary_of_its_view() -> None:
-    without = MESH.certificate(VoteKind.PREPARE, [0, 2, 3], view=1, sequence=9, digest=DIGEST)
+    without = MESH.certificate(VoteKind.PREPARE, [0, 2, 3], view=1, sequence=3, digest=DIGEST)
     with pytest.raises(ConsensusError, match="no-pre-prepare"):
         check(without)
     assert independent(without) == "no pre-prepare"
@@ -115,4 +116,4 @@ def test_the_signed_layout_is_99_bytes_and_separates_everything() -> None:
     changes += [{"sequence": 4}, {"digest": bytes(32)}]
     others = [vote_bytes(VoteKind.COMMIT, **{**fields, **change}) for change in changes]  # type: ignore[arg-type]
     others += [vote_bytes(kind, **fields) for kind in VoteKind if kind is not VoteKind.COMMIT]  # type: ignore[arg-type]
-    assert len({base, *others}) == 11
+    assert len({base, *others}) == 12

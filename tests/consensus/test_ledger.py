@@ -6,17 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.consensus.certificate import Certificate
+from shoal.consensus.changes import Change, ChangeKind
+from shoal.consensus.epochs import MAX_EPOCH_PARAMETERS_BYTES
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.ledger import (
+    FOR_EVER,
+    MAX_DEPARTED,
+    MAX_LEDGER_BYTES,
     MAX_MEMBERS,
+    MAX_OPEN_CHANGES,
     RECENT_OPERATIONS,
     Executed,
     Ledger,
     Member,
     Rejected,
     Result,
+    split_snapshot,
 )
+from shoal.consensus.messages import MAX_MESSAGE_BYTES, Stability, encode
+from shoal.consensus.quorum import MAX_VALIDATORS, faults, quorum
 from shoal.consensus.records import (
+    MAX_ADDRESS_BYTES,
     Checkpoint,
     Join,
     Leave,
@@ -25,11 +36,14 @@ from shoal.consensus.records import (
     operation_digest,
     parse_operation,
 )
-from shoal.consensus.validators import Verifier
+from shoal.consensus.validators import MAX_INTERVAL, STABILITY_INTERVAL, Verifier
 from shoal.consensus.validity import validate
+from shoal.consensus.votes import VoteKind
 from tests.consensus.mesh import MESH_ID, Mesh
 
 MESH = Mesh(4)
+# Seven validators and three more members, for everything about who votes.
+WIDE = Mesh(7, 3)
 VERIFIER = Verifier(MESH.validators, MESH.keyring.verify)
 
 
@@ -146,11 +160,225 @@ def test_validity_is_about_signatures_and_needs_no_state() -> None:
     assert isinstance(join, Join)
     assert validate(join, VERIFIER) is None
     assert validate(replace(join, shard_tokens=8), VERIFIER) == "bad-signature"
-    assert validate(Null(), VERIFIER) == "null-is-not-proposed"
+    assert validate(Null(), VERIFIER) is None, "it fills the log up to the end of an epoch"
 
 
-def test_a_validator_cannot_leave_while_the_set_is_fixed() -> None:
-    public = MESH.validators.keys[1]
-    unsigned = Leave(member=public, time_ms=1)
-    signed = replace(unsigned, signature=MESH.signers[1](unsigned.signed_bytes(MESH_ID)))
-    assert validate(signed, VERIFIER) == "validators-stay"
+def approve(ledger: Ledger, change: Change, *, at: int = 0) -> list[Result]:
+    """A quorum of the validators in force approves; `at` leaves some of them out."""
+    names = {key: index for index, key in enumerate(WIDE.keys)}
+    results = []
+    for key in ledger.epoch.keys[at : at + quorum(len(ledger.epoch.keys))]:
+        data = WIDE.approve(change, names[key], epoch=ledger.epoch.number)
+        results.append(execute(ledger, data))
+    return results
+
+
+def of(kind: ChangeKind, index: int) -> Change:
+    return Change(kind, WIDE.keys[index])
+
+
+def mesh_of(n: int, interval: int = STABILITY_INTERVAL) -> Ledger:
+    """n validators, and all others of the wide mesh as members."""
+    members = [(key, Member("genesis:1", 1, 1)) for key in WIDE.keys]
+    return Ledger.genesis(MESH_ID, members, WIDE.keys[:n], interval)
+
+
+def wedge(ledger: Ledger) -> None:
+    """Null operations up to the end of the epoch."""
+    number = ledger.epoch.number
+    while ledger.epoch.number == number:
+        assert execute(ledger, b"") == Executed()
+
+
+def test_the_set_is_never_empty_on_the_way_to_where_it_is_going() -> None:
+    """In, out, in, and the first one in has gone again: what is left begins with `out`."""
+    ledger = mesh_of(1)
+    approve(ledger, of(ChangeKind.PROMOTE, 1))
+    approve(ledger, of(ChangeKind.DEMOTE, 0))
+    approve(ledger, of(ChangeKind.PROMOTE, 2))
+    assert execute(ledger, WIDE.leave(1)) == Executed()
+    assert ledger.epoch.keys == tuple(sorted((WIDE.keys[0], WIDE.keys[2])))
+    assert Ledger.restore(ledger.snapshot()).digest() == ledger.digest()
+    wedge(ledger)
+    assert ledger.epoch.keys == (WIDE.keys[2],)
+
+
+def test_what_was_decided_and_called_off_cannot_be_counted_again() -> None:
+    """A demotion is taken back in the same epoch; its approvals still lie about for anyone."""
+    ledger = mesh_of(4, interval=8)
+    yes = [WIDE.approve(of(ChangeKind.DEMOTE, 3), index) for index in (0, 1, 2)]
+    for data in yes:
+        assert execute(ledger, data) == Executed()
+    assert (ledger.boundary, ledger.turns) == (8, {WIDE.keys[3]: False})
+    assert approve(ledger, of(ChangeKind.PROMOTE, 3)) == [Executed()] * 3
+    assert not ledger.turns
+    wedge(ledger)
+    assert (ledger.epoch.number, len(ledger.epoch.keys)) == (1, 4), "it ends all the same"
+    ledger.recent.clear()
+    for data in yes:
+        assert execute(ledger, data) == Rejected("wrong-epoch")
+
+
+@given(st.data())
+def test_whatever_is_approved_the_set_can_always_vote(data: st.DataObject) -> None:
+    """Random approvals, goodbyes and returns: never nobody, never too many, few at a time."""
+    ledger = mesh_of(data.draw(st.integers(1, 7), label="validators"))
+    for time_ms in range(1, data.draw(st.integers(1, 25), label="operations")):
+        who = data.draw(st.integers(0, len(WIDE.keys) - 1), label="who")
+        before = ledger.epoch
+        match data.draw(st.sampled_from(["in", "out", "expel", "leave", "join"]), label="what"):
+            case "in":
+                approve(ledger, of(ChangeKind.PROMOTE, who))
+            case "out":
+                approve(ledger, of(ChangeKind.DEMOTE, who))
+            case "expel":
+                approve(ledger, of(ChangeKind.EXPEL, who))
+            case "leave":
+                execute(ledger, WIDE.leave(who, time_ms=time_ms))
+            case _:
+                execute(ledger, WIDE.rejoin(who, time_ms=time_ms))
+        assert 1 <= len(ledger.epoch.keys) <= MAX_VALIDATORS
+        assert ledger.coming_validators()
+        assert not ledger.boundary or 0 < ledger.boundary - ledger.sequence <= ledger.interval
+        if ledger.epoch.number == before.number + 1:
+            changed = set(before.keys) ^ set(ledger.epoch.keys)
+            assert len(changed) <= max(1, faults(len(before.keys)))
+        assert Ledger.restore(ledger.snapshot()).snapshot() == ledger.snapshot()
+
+
+digests = st.binary(min_size=32, max_size=32)
+
+
+@st.composite
+def ledgers(draw: st.DrawFn) -> Ledger:
+    """Any ledger at all, consistent or not: its bytes have to survive."""
+    keys = draw(st.sets(digests, min_size=1, max_size=31))
+    ledger = Ledger.genesis(MESH_ID, [], keys, draw(st.integers(1, MAX_INTERVAL)))
+    ledger.epoch = replace(
+        ledger.epoch, number=draw(st.integers(0, 2**64 - 1)), parameters=draw(st.binary())
+    )
+    texts = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=60)
+    u64s = st.integers(0, 2**64 - 1)
+    member = st.builds(Member, texts, u64s, st.integers(0, 1000), u64s, st.booleans())
+    ledger.members = dict(sorted(draw(st.dictionaries(digests, member, max_size=4)).items()))
+    ledger.departed = dict(sorted(draw(st.dictionaries(digests, u64s, max_size=4)).items()))
+    ledger.recent = dict.fromkeys(draw(st.lists(digests, unique=True, max_size=4)))
+    ledger.sequence, ledger.height, ledger.round, ledger.boundary = (draw(u64s) for _ in range(4))
+    ledger.record_digest = draw(digests)
+    ledger.turns = draw(st.dictionaries(digests, st.booleans(), max_size=4))
+    ledger.next_parameters = draw(st.none() | st.binary(max_size=100))
+    approved = st.lists(digests, max_size=MAX_OPEN_CHANGES).map(tuple)
+    ledger.approvals = dict(sorted(draw(st.dictionaries(digests, approved, max_size=4)).items()))
+    return ledger
+
+
+@given(ledgers())
+def test_every_part_of_the_state_is_in_the_snapshot(ledger: Ledger) -> None:
+    copy = Ledger.restore(ledger.snapshot())
+    assert vars(copy) == vars(ledger)
+    assert list(copy.turns) == list(ledger.turns), "who was decided first goes first"
+    assert split_snapshot(ledger.snapshot())[0] == ledger.epoch
+
+
+@given(ledgers(), st.sampled_from(["turns", "approvals", "next_parameters", "boundary", "epoch"]))
+def test_every_part_of_the_state_is_signed(ledger: Ledger, part: str) -> None:
+    before = ledger.digest()
+    match part:
+        case "turns":
+            ledger.turns[b"\x01" * 32] = not ledger.turns.get(b"\x01" * 32, True)
+        case "approvals":
+            ledger.approvals[b"\x01" * 32] = (*ledger.approvals.get(b"\x01" * 32, ()), bytes(32))
+        case "next_parameters":
+            ledger.next_parameters = None if ledger.next_parameters == b"" else b""
+        case "boundary":
+            ledger.boundary ^= 1
+        case _:
+            ledger.epoch = replace(ledger.epoch, start=ledger.epoch.start + 1)
+    assert ledger.digest() != before
+
+
+def test_a_full_ledger_fits_where_it_has_to() -> None:
+    """Everything at its limit at once: a snapshot travels in one message."""
+
+    def names(count: int) -> list[bytes]:
+        return [i.to_bytes(32, "big") for i in range(count)]
+
+    ledger = Ledger.genesis(MESH_ID, [], names(MAX_VALIDATORS))
+    ledger.epoch = replace(ledger.epoch, parameters=bytes(MAX_EPOCH_PARAMETERS_BYTES))
+    address = "a" * MAX_ADDRESS_BYTES
+    ledger.members = dict.fromkeys(names(MAX_MEMBERS), Member(address, 2**64 - 1, 1000, 2**64 - 1))
+    ledger.departed = dict.fromkeys(names(MAX_DEPARTED), FOR_EVER)
+    ledger.recent = dict.fromkeys(names(RECENT_OPERATIONS))
+    ledger.turns = dict.fromkeys(names(MAX_MEMBERS + MAX_VALIDATORS), True)
+    ledger.next_parameters = bytes(MAX_EPOCH_PARAMETERS_BYTES)
+    ledger.approvals = dict.fromkeys(names(MAX_VALIDATORS), tuple(names(MAX_OPEN_CHANGES)))
+    snapshot = ledger.snapshot()
+    assert len(snapshot) <= MAX_LEDGER_BYTES
+    assert Ledger.restore(snapshot).snapshot() == snapshot
+    signatures = tuple(bytes(64) for _ in range(MAX_VALIDATORS))
+    stable = Certificate(
+        VoteKind.STABLE, 0, 0, 4, bytes(32), tuple(range(MAX_VALIDATORS)), signatures
+    )
+    assert len(encode(Stability(stable, snapshot))) <= MAX_MESSAGE_BYTES
+
+
+def test_whoever_was_put_out_stays_out_however_late_its_join() -> None:
+    ledger = mesh_of(4)
+    approve(ledger, of(ChangeKind.EXPEL, 5))
+    assert execute(ledger, WIDE.rejoin(5, time_ms=FOR_EVER)) == Rejected("evicted")
+    assert approve(ledger, of(ChangeKind.PROMOTE, 5)) == [Rejected("not-a-member")] * 3
+
+
+def test_an_approval_is_one_validators_once_in_one_epoch() -> None:
+    ledger = mesh_of(4)
+    change = of(ChangeKind.PROMOTE, 5)
+    data = WIDE.approve(change, 0)
+    assert execute(ledger, data) == Executed()
+    assert execute(ledger, data) == Rejected("already-executed")
+    ledger.recent.clear()
+    assert execute(ledger, data) == Rejected("already-approved")
+    assert execute(ledger, WIDE.approve(change, 5)) == Rejected("wrong-epoch"), "it does not vote"
+    assert execute(ledger, WIDE.approve(change, 1, epoch=1)) == Rejected("wrong-epoch")
+    assert not ledger.turns
+
+
+def test_of_one_validators_open_changes_only_so_many_are_remembered() -> None:
+    ledger = mesh_of(4)
+    for number in range(MAX_OPEN_CHANGES + 3):
+        change = Change(ChangeKind.PARAMETERS, parameters=bytes([number]))
+        assert execute(ledger, WIDE.approve(change, 0)) == Executed()
+    assert {len(theirs) for theirs in ledger.approvals.values()} == {MAX_OPEN_CHANGES}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (Change(ChangeKind.PROMOTE, b"\x07" * 32), "not-a-member"),
+        (Change(ChangeKind.EXPEL, b"\x07" * 32), "not-a-member"),
+        (Change(ChangeKind.DEMOTE, b"\x07" * 32), "not-a-member"),
+    ],
+)
+def test_nothing_is_decided_about_strangers(change: Change, reason: str) -> None:
+    assert approve(mesh_of(4), change)[0] == Rejected(reason)
+
+
+def test_changes_that_change_nothing_are_not_counted() -> None:
+    ledger = mesh_of(4)
+    assert approve(ledger, of(ChangeKind.PROMOTE, 0))[0] == Rejected("validator-already")
+    assert approve(ledger, of(ChangeKind.DEMOTE, 5))[0] == Rejected("no-validator")
+    assert execute(ledger, WIDE.rejoin(5, time_ms=1, validates=False)) == Executed()
+    assert approve(ledger, of(ChangeKind.PROMOTE, 5))[0] == Rejected("not-willing")
+    assert not ledger.boundary
+
+
+@pytest.mark.parametrize("how", ["leave", "demote", "expel"])
+def test_the_last_validator_cannot_go(how: str) -> None:
+    ledger = mesh_of(1)
+    match how:
+        case "leave":
+            result = execute(ledger, WIDE.leave(0))
+        case "demote":
+            (result,) = approve(ledger, of(ChangeKind.DEMOTE, 0))
+        case _:
+            (result,) = approve(ledger, of(ChangeKind.EXPEL, 0))
+    assert result == Rejected("last-validator")

@@ -52,7 +52,7 @@ def examples() -> list[Message]:
         change,
         first,
         NewView(0, 3, 3, (change, first), ((DIGEST, b"u" * 64), (DIGEST, b"v" * 64))),
-        Status(0, 1, False, 7, 4, 0b1011, b"\x01\x03", (DIGEST,), 2, b"w" * 64),
+        Status(0, 3, 1, False, 7, 4, 0b1011, b"\x01\x03", (DIGEST,), 2, b"w" * 64),
         CommitProof(MESH.join(), committed),
         Stability(stable, b"ledger"),
         Request(MESH.join()),
@@ -102,7 +102,7 @@ def test_nothing_is_read_from_what_is_too_large_or_empty() -> None:
 
 
 def test_counts_are_bounded_before_anything_is_read() -> None:
-    status = Status(0, 1, True, 0, 0, 0, bytes(17), (), 0)
+    status = Status(0, 0, 1, True, 0, 0, 0, bytes(17), (), 0)
     with pytest.raises(ConsensusError, match="too-many"):
         decode(encode(status))
     many = replace(status, slots=b"", wanted=(DIGEST,) * 33)

@@ -35,12 +35,12 @@ def test_the_log_moves_on_past_many_windows() -> None:
     assert all(len(mesh.core(i).slots) <= 8 for i in range(4))
 
 
-def test_slots_are_pipelined_up_to_the_window() -> None:
+def test_slots_are_pipelined_up_to_the_next_stability_point() -> None:
     mesh = Mesh(4)
     for i in range(12):
         mesh.submit(0, mesh.join(f"m{i}"))
     proposals = [x for x in mesh.wire if isinstance(x.message, PrePrepare) and x.target == 1]
-    assert len(proposals) == 8
+    assert len(proposals) == 4, "what executes there may end the epoch"
     mesh.deliver()
     assert mesh.executed() == [12] * 4
 
@@ -79,11 +79,11 @@ def test_every_vote_is_durable_before_it_leaves() -> None:
     effects = mesh.step(0, Submitted(mesh.join()))
     assert isinstance(effects[0], Persist)
     keys = [key for key, _ in effects[0].rows]
-    assert "replica/vote/1/0/1" in keys
+    assert "replica/vote/0/1/0/1" in keys
     assert any(key.startswith("replica/op/1/") for key in keys)
     mesh.deliver()
     assert not any(isinstance(effect, Persist) for effect in effects[1:])
-    assert {"replica/vote/3/0/1", "replica/prepared/1", "replica/commit/1"} <= set(mesh.rows[0])
+    assert {"replica/vote/0/3/0/1", "replica/prepared/1", "replica/commit/1"} <= set(mesh.rows[0])
 
 
 def test_bug_5_a_prepare_is_no_commit_however_its_bytes_are_labelled() -> None:
@@ -141,7 +141,7 @@ def test_only_the_primary_of_our_own_view_proposes() -> None:
     assert not mesh.wire
 
 
-@pytest.mark.parametrize("operation", [b"", b"\x09nonsense"])
+@pytest.mark.parametrize("operation", [b"\x02truncated", b"\x09nonsense"])
 def test_bug_15_an_invalid_proposal_gets_no_prepare(operation: bytes) -> None:
     mesh = Mesh(4)
     vote = mesh.vote(VoteKind.PRE_PREPARE, 0, view=0, sequence=1, digest=digest_of(operation))

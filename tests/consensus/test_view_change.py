@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from shoal.consensus.certificate import certify
 from shoal.consensus.messages import (
     NEW_VIEW_DOMAIN,
     VIEW_CHANGE_DOMAIN,
+    CommitProof,
     NewView,
     PrePrepare,
+    Request,
     ViewChange,
     sealed_bytes,
 )
@@ -287,3 +290,73 @@ def test_the_new_view_may_be_entered_by_who_never_left_the_old_one() -> None:
     mesh.gossip(2)
     assert mesh.core(0).view == 1
     assert mesh.executed() == [1] * 4
+
+
+def prepared_by_one(mesh: Mesh) -> bytes:
+    """Only replica 0 holds a prepared certificate for slot 1, and only it knows the operation."""
+    first = mesh.join("first")
+    mesh.submit(0, first)
+    mesh.deliver(
+        lambda x: (
+            isinstance(x.message, Request)
+            or is_vote(x, VoteKind.COMMIT)
+            or (is_vote(x, VoteKind.PREPARE) and x.target != 0)
+        )
+    )
+    assert [1 in mesh.core(i).prepared for i in range(4)] == [True, False, False, False]
+    return first
+
+
+def held_new_view(mesh: Mesh) -> NewView:
+    """All leave for view 1; its leader's NEW-VIEW carries slot 1 over and reaches nobody."""
+    for index in (0, 1, 2):
+        mesh.fire(index, "progress")
+    mesh.deliver(lambda x: isinstance(x.message, NewView))
+    (view,) = {x.message for x in mesh.log if isinstance(x.message, NewView)}
+    assert isinstance(view, NewView) and len(view.proposals) == 1
+    return view
+
+
+def test_a_late_new_view_that_lost_to_a_later_view_is_no_broken_invariant() -> None:
+    """Nobody lies. The others decide something else for the slot in view 2, then it arrives."""
+    mesh = Mesh(4)
+    first = prepared_by_one(mesh)
+    late = held_new_view(mesh)
+    mesh.crash(0)
+    for index in (2, 3):
+        mesh.fire(index, "new-view")
+    mesh.deliver()
+    second = mesh.join("second")
+    mesh.order([second], at=2)
+    assert mesh.digests(2) == [digest_of(second)]
+    mesh.down.clear()
+    (decided,) = mesh.decided[2]
+    mesh.give(0, CommitProof(second, decided.certificate), source=2)
+    mesh.give(0, late, source=1)
+    assert mesh.digests(0) == [digest_of(second)]
+    votes = [x.message for x in mesh.wire if x.source == 0 and is_vote(x, VoteKind.PREPARE)]
+    assert not votes, "the slot is settled, and not as the NEW-VIEW says"
+    mesh.gossip(3)
+    mesh.order([first], at=0)
+    assert all(mesh.digests(i) == [digest_of(second), digest_of(first)] for i in range(4))
+
+
+def test_two_new_views_of_one_leader_do_not_stop_who_gets_the_wrong_one() -> None:
+    """One shows what replica 0 had prepared and one does not; both are made of honest messages."""
+    mesh = Mesh(4)
+    prepared_by_one(mesh)
+    carrying = held_new_view(mesh)
+    empty = sealed_view(mesh, proof_of(mesh, [1, 2, 3]))
+    second = mesh.join("second")
+    digest = digest_of(second)
+    votes = [
+        mesh.vote(VoteKind.COMMIT, signer, view=1, sequence=1, digest=digest)
+        for signer in (1, 2, 3)
+    ]
+    for index in (2, 3):
+        mesh.give(index, empty, source=1)
+        assert mesh.core(index).active
+    mesh.give(0, CommitProof(second, certify(VoteKind.COMMIT, votes)), source=1)
+    mesh.give(0, carrying, source=1)
+    assert mesh.digests(0) == [digest]
+    assert (mesh.core(0).view, mesh.core(0).active) == (1, True)
