@@ -212,14 +212,16 @@ def test_no_two_statements_of_an_honest_node_convict_it(
     rows: dict[str, bytes] = {}
 
     def keep(key: str, value: bytes | None) -> None:
-        assert value is not None
-        rows[key] = value
+        if value is None:
+            del rows[key]
+        else:
+            rows[key] = value
 
     def awake(epoch: int) -> SafetyRules:
         rules = SafetyRules(
             sign=MESH.signers[1], validators=later(epoch), me=1, prefix="p/", persist=keep
         )
-        rules.restore(rows)
+        rules.restore(dict(rows))
         return rules
 
     said: list[Vote] = []

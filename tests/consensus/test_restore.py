@@ -2,8 +2,16 @@
 
 import pytest
 
-from shoal.consensus.effects import Decided, Effect, Received, Restored, Started, Submitted
-from shoal.consensus.messages import CommitProof, NewView, PrePrepare, ViewChange, encode
+from shoal.consensus.effects import Decided, Effect, Received, Restored, Send, Started, Submitted
+from shoal.consensus.messages import (
+    CommitProof,
+    NewView,
+    PrePrepare,
+    Status,
+    ViewChange,
+    decode,
+    encode,
+)
 from shoal.consensus.votes import Vote, VoteKind
 from tests.consensus.mesh import Mesh, digest_of, is_vote
 from tests.consensus.test_view_change import depose, pending_everywhere
@@ -167,7 +175,7 @@ def test_rows_after_view_changes_do_not_pile_up_either() -> None:
             assert int(key.split("/")[-1]) > low, key
 
 
-def test_a_commit_proof_for_the_distant_future_is_refused() -> None:
+def test_a_commit_proof_for_the_distant_future_is_refused_with_a_question() -> None:
     mesh = Mesh(4)
     operation = mesh.join()
     digest = digest_of(operation)
@@ -175,7 +183,8 @@ def test_a_commit_proof_for_the_distant_future_is_refused() -> None:
     effects = mesh.replicas[3].step(
         1, Received(mesh.validators.keys[0], encode(CommitProof(operation, proof)))
     )
-    assert effects == []
+    (question,) = effects
+    assert isinstance(question, Send) and isinstance(decode(question.data), Status)
     assert mesh.refused(3) == {"outside-window": 1}
 
 
