@@ -128,6 +128,8 @@ class ConsensusSettings(_Section):
     """seconds without progress until the first change of view; then it doubles"""
     candidate_timeout_s: Seconds = 5.0
     """seconds a proposer has for its candidate cut"""
+    capture: bool = False
+    """keep every consensus message and decision in capture/, for an audit; it grows for ever"""
 
 
 class LogSettings(_Section):

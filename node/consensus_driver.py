@@ -42,6 +42,7 @@ from shoal.consensus.ledger import Executed
 from shoal.consensus.messages import CommitProof, encode, is_attestation
 from shoal.consensus.records import Checkpoint, CheckpointRecord
 from shoal.consensus.replica import Replica
+from shoal.node.capture import NOBODY, Capture, Direction
 from shoal.node.database import Database
 from shoal.node.identity import short
 from shoal.node.links import Links
@@ -83,6 +84,7 @@ class ConsensusDriver:
         validators: Iterable[bytes],
         me: bytes,
         duties: Duties,
+        capture: Capture | None = None,
     ) -> None:
         self.replica = replica
         self.attestor = attestor
@@ -92,6 +94,7 @@ class ConsensusDriver:
         self._meters = meters
         self._others = [peer for peer in validators if peer != me]
         self._duties = duties
+        self._capture = capture
         self._inbox: asyncio.Queue[tuple[Machine, Event | AttestorEvent]] = asyncio.Queue(INBOX_MAX)
         self._timers: dict[tuple[Machine, str], asyncio.TimerHandle] = {}
         self._jobs: set[asyncio.Task[None]] = set()
@@ -103,6 +106,7 @@ class ConsensusDriver:
 
     def received(self, peer: bytes, data: bytes) -> None:
         """A neighbour sent a consensus message."""
+        self._note(Direction.RECEIVED, peer, data)
         if not is_attestation(data):
             self._put(self.replica, Received(peer, data))
         elif self.attestor is not None:
@@ -146,8 +150,10 @@ class ConsensusDriver:
             case Persist(rows):
                 await self._database.persist(rows)
             case Send(to, data):
+                self._note(Direction.SENT, to, data)
                 self._links.send(to, ConsensusMessage(data))
             case Broadcast(data):
+                self._note(Direction.BROADCAST, NOBODY, data)
                 self._links.send_all(self._others, ConsensusMessage(data))
             case SetTimer(name, at_ms):
                 self._set_timer(machine, name, at_ms)
@@ -168,14 +174,22 @@ class ConsensusDriver:
             case Submit(operation):
                 self.submit(operation)
 
+    def _note(self, direction: Direction, peer: bytes, data: bytes) -> None:
+        """Keep it for an audit, before it can have any effect."""
+        if self._capture is not None:
+            self._capture.write(direction, peer, data)
+
     async def _on_decided(self, decided: Decided) -> None:
+        if self._capture is not None:
+            self._capture.decided(decided.certificate)
         await self._duties.decided(decided)
         if isinstance(decided.operation, Checkpoint) and isinstance(decided.result, Executed):
             self._tell_attestor()
         # Members that are no validators follow by proofs; telling them at once spares a question.
-        proof = ConsensusMessage(encode(CommitProof(decided.operation_bytes, decided.certificate)))
-        followers = set(self._links.connected) - set(self._others)
-        self._links.send_all(sorted(followers), proof)
+        proof = encode(CommitProof(decided.operation_bytes, decided.certificate))
+        for follower in sorted(set(self._links.connected) - set(self._others)):
+            self._note(Direction.SENT, follower, proof)
+            self._links.send(follower, ConsensusMessage(proof))
 
     def _tell_attestor(self) -> None:
         if self.attestor is not None:
@@ -214,8 +228,12 @@ class ConsensusDriver:
             self._put(self.attestor, Checked(record.digest, ok))
 
     def close(self) -> None:
-        """Stop timers and whatever runs beside the queue."""
+        """Stop timers and whatever runs beside the queue, and end the record."""
         for handle in self._timers.values():
             handle.cancel()
         for task in self._jobs:
             task.cancel()
+        if self._capture is not None:
+            # Links are closed after this, so something may still be heard.
+            self._capture.close()
+            self._capture = None

@@ -21,6 +21,7 @@ from shoal.consensus.validators import Validators
 from shoal.gossip.delta import Delta
 from shoal.gossip.relay import RelaySettings
 from shoal.gossip.topology import neighbours
+from shoal.node.capture import open_capture
 from shoal.node.checkpointing import APPLIED, Certified, Checkpointer, certified
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import Settings
@@ -181,6 +182,7 @@ class Node:
                 propose=checkpointer.propose,
                 check=checkpointer.check,
             ),
+            capture=open_capture(self._settings, self._database.boots),
         )
 
     # --- running --------------------------------------------------------------------------------
