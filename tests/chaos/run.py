@@ -36,7 +36,9 @@ class Plan:
     nodes: int = 4
     seconds: float = 600.0
     seed: int = 1
+    # What is judged: how soon all must be back, and how often something new must go wrong.
     recovery_s: float = 30.0
+    gap_s: float = 10.0
 
 
 @dataclass
@@ -234,7 +236,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 def judge(outcome: Outcome, gaps: list[float]) -> list[str]:
     """One line for each requirement that was not met."""
     problems = list(dict.fromkeys(outcome.problems))
-    if max(gaps, default=0.0) > 10:
+    if max(gaps, default=0.0) > outcome.plan.gap_s:
         problems.append(f"{max(gaps):.1f} s passed without a new fault")
     if outcome.last_height <= outcome.first_height:
         problems.append("nothing was committed while there were faults")
