@@ -19,7 +19,6 @@ from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.consensus.validators import Validators
 from shoal.gossip.delta import Delta
-from shoal.gossip.relay import RelaySettings
 from shoal.gossip.topology import neighbours
 from shoal.node.capture import open_capture
 from shoal.node.checkpointing import APPLIED, Certified, Checkpointer, certified
@@ -29,7 +28,7 @@ from shoal.node.consensus_driver import ConsensusDriver, Duties
 from shoal.node.database import Database
 from shoal.node.errors import PeerError
 from shoal.node.genesis import Genesis
-from shoal.node.gossip_driver import GossipDriver
+from shoal.node.gossip_driver import GossipDriver, relay_settings
 from shoal.node.identity import Identity, verify
 from shoal.node.join import ask_to_join
 from shoal.node.links import Links
@@ -100,7 +99,10 @@ class Node:
             on_message=self._on_message,
         )
         self._gossip = GossipDriver(
-            model=model, links=self.links, meters=self._meters, settings=_relay_settings(settings)
+            model=model,
+            links=self.links,
+            meters=self._meters,
+            settings=relay_settings(settings.gossip),
         )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
@@ -188,7 +190,8 @@ class Node:
     # --- running --------------------------------------------------------------------------------
 
     async def run(self, trainer: TrainerProcess | None) -> None:
-        """Work until cancelled; an exception is our fault and ends the node."""
+        """Work until cancelled. Raises UserError where training cannot start; any other exception
+        is our fault and ends the node."""
         applied = await self._database.get_meta(APPLIED)
         height = self._model.height
         shown = await self._database.cuts(height - CHECKPOINTS_SHOWN + 1, height)
@@ -197,9 +200,6 @@ class Node:
             self._on_certified(found, True)
         self._checkpointer.follow(self._consensus.replica.ledger.height)
         self._consensus.start(int.from_bytes(applied, "big") if applied else 0)
-        if trainer is not None:
-            self.state.device = str(trainer.ready["device"])
-            self.state.shard_tokens = int(trainer.ready["shard_tokens"])
         works: list[Coroutine[Any, Any, None]] = [
             self._lag.run(),
             self._gossip.run(),
@@ -207,10 +207,8 @@ class Node:
             self._checkpointer.run(),
             self._watch_for_cuts(),
             self._keep_dialling(),
-            self._keep_asking_to_join(),
+            self._take_part(trainer),
         ]
-        if trainer is not None:
-            works.append(self._train(trainer))
         async with asyncio.TaskGroup() as group:
             for work in works:
                 group.create_task(work)
@@ -221,6 +219,16 @@ class Node:
         await self.links.close()
         if self._trainer is not None:
             await self._trainer.stop()
+
+    async def _take_part(self, trainer: TrainerProcess | None) -> None:
+        """Join and train, once it is known how much text there is to train on."""
+        async with asyncio.TaskGroup() as group:
+            if trainer is not None:
+                await trainer.started()
+                self.state.device = str(trainer.ready["device"])
+                self.state.shard_tokens = int(trainer.ready["shard_tokens"])
+                group.create_task(self._train(trainer))
+            group.create_task(self._keep_asking_to_join())
 
     async def _train(self, trainer: TrainerProcess) -> None:
         self._trainer = trainer
@@ -387,12 +395,3 @@ class Node:
     def status(self) -> StatusReply:
         """Return everything that there is to know about this node."""
         return status_reply(self.state)
-
-
-def _relay_settings(settings: Settings) -> RelaySettings:
-    gossip = settings.gossip
-    return RelaySettings(
-        summary_interval_s=gossip.summary_interval_s,
-        fetch_timeout_s=gossip.fetch_timeout_s,
-        fetch_parallel=gossip.fetch_parallel,
-    )
