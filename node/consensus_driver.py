@@ -53,6 +53,8 @@ log = structlog.get_logger()
 
 INBOX_MAX = 20_000
 EVIDENCE_MAX = 64
+# Steps that share a transaction, at most.
+GROUP_MAX = 64
 Machine: TypeAlias = Replica | Attestor
 
 
@@ -138,17 +140,32 @@ class ConsensusDriver:
 
     async def run(self) -> None:
         """Work until cancelled. An exception from here is our fault and ends the node."""
-        loop = asyncio.get_running_loop()
         while True:
-            machine, event = await self._inbox.get()
-            # The two event types overlap; each machine is only ever given its own.
-            for effect in machine.step(int(loop.time() * 1000), event):  # type: ignore[arg-type]
-                await self._carry_out(machine, effect)
+            steps = [self._step(*await self._inbox.get())]
+            # Group commit: what came meanwhile shares one transaction, and only then is anything
+            # sent. A decision ends the group, so that the rows never run ahead of `applied`.
+            while len(steps) < GROUP_MAX and not self._inbox.empty() and not _decides(steps[-1][1]):
+                steps.append(self._step(*self._inbox.get_nowait()))
+            rows: dict[str, bytes | None] = {}
+            for _, effects in steps:
+                for effect in effects:
+                    if isinstance(effect, Persist):
+                        rows.update(effect.rows)
+            if rows:
+                await self._database.persist(rows.items())
+            for machine, effects in steps:
+                for effect in effects:
+                    await self._carry_out(machine, effect)
+
+    def _step(self, machine: Machine, event: Event | AttestorEvent) -> tuple[Machine, list[Effect]]:
+        now_ms = int(asyncio.get_running_loop().time() * 1000)
+        # The two event types overlap; each machine is only ever given its own.
+        return machine, machine.step(now_ms, event)  # type: ignore[arg-type]
 
     async def _carry_out(self, machine: Machine, effect: Effect) -> None:
         match effect:
-            case Persist(rows):
-                await self._database.persist(rows)
+            case Persist():
+                pass  # It is on the disk already, with those of the whole group.
             case Send(to, data):
                 self._note(Direction.SENT, to, data)
                 self._links.send(to, ConsensusMessage(data))
@@ -237,3 +254,7 @@ class ConsensusDriver:
             # Links are closed after this, so something may still be heard.
             self._capture.close()
             self._capture = None
+
+
+def _decides(effects: list[Effect]) -> bool:
+    return any(isinstance(effect, Decided | Restored) for effect in effects)
