@@ -45,7 +45,7 @@ test: install ## the whole test suite
 sim: install ## simulate consensus clusters: make sim SEED=7 SCHEDULES=1000 MODE=heal|core|slow|all
 	$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) --mode $(MODE)
 
-chaos: install ## real nodes under real faults: make chaos NODES=4 SECONDS=600 SEED=1 NETWORK=auto|namespaces|proxies
+chaos: install ## real nodes under real faults, then an audit: make chaos NODES=4 SECONDS=600 SEED=1
 	$(BIN)/python -m tests.chaos --nodes $(NODES) --seconds $(SECONDS) --seed $(SEED) --network $(NETWORK)
 
 demo: install ## four nodes on this machine train one model; KEEP=1 leaves them running

@@ -31,7 +31,7 @@ from shoal.node.ports import free_ports
 START_SECONDS = 180.0
 # Commits between two kills: the back-off of the last view change is gone by then.
 SETTLE_COMMITS = 8
-WARM_UP = 20
+WARM_UP = 10
 GOALS_MS = {(4, "p50_ms"): 10.0, (4, "p99_ms"): 50.0, (31, "p50_ms"): 400.0}
 FAILOVER_P95_S = 3.0
 
@@ -217,12 +217,13 @@ def main() -> int:
     """Print the lines as they come; 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[4, 7, 16, 31])
+    parser.add_argument("--operations", type=int, help="of each latency; default: by size")
     parser.add_argument("--quick", action="store_true", help="n = 4 only, few of everything")
     given = parser.parse_args()
     quick = given.quick
     failures = []
     for n in [4] if quick else given.sizes:
-        count = 100 if quick else max(60, 2000 // n)
+        count = given.operations or (100 if quick else max(60, 2000 // n))
         # On the disk that the working directory is on: /tmp may be memory, and its fsync a lie.
         with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmark") as directory:
             mesh = Mesh(Path(directory), n)

@@ -148,11 +148,12 @@ class NamespaceNetwork:
 def run_inside(spaces: Spaces, prefix: str, arguments: list[str]) -> int:
     """Run this very command again where it can reach the nodes; returns its exit code."""
     command = ["ip", "netns", "exec", spaces.hub, sys.executable, "-m", "tests.chaos"]
-    process = subprocess.Popen([*command, *arguments, "--inside", prefix])
+    # A session of its own: Ctrl-C reaches us alone, and it is told once.
+    process = subprocess.Popen([*command, *arguments, "--inside", prefix], start_new_session=True)
     try:
         return process.wait()
     except BaseException:
-        # It ends its nodes in order before it goes, however we were told to stop.
+        # It ends its nodes in order before it goes.
         process.terminate()
         process.wait()
         raise
