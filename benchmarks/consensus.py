@@ -225,7 +225,8 @@ def main() -> int:
     for n in [4] if quick else given.sizes:
         count = given.operations or (100 if quick else max(60, 2000 // n))
         # On the disk that the working directory is on: /tmp may be memory, and its fsync a lie.
-        with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmark") as directory:
+        Path("runs").mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=Path("runs").resolve()) as directory:
             mesh = Mesh(Path(directory), n)
             try:
                 lines = measure_latency(mesh, count)
