@@ -7,8 +7,11 @@ PROTOS := $(notdir $(wildcard proto/*.proto))
 SEED ?= 1
 SCHEDULES ?= 1
 MODE ?= all
+NODES ?= 4
+SECONDS ?= 600
+NETWORK ?= auto
 
-.PHONY: help install proto proto-check format check test sim demo bench compose-test clean
+.PHONY: help install proto proto-check format check test sim chaos demo bench compose-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -42,11 +45,15 @@ test: install ## the whole test suite
 sim: install ## simulate consensus clusters: make sim SEED=7 SCHEDULES=1000 MODE=heal|core|slow|all
 	$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) --mode $(MODE)
 
+chaos: install ## real nodes under real faults, then an audit: make chaos NODES=4 SECONDS=600 SEED=1
+	$(BIN)/python -m tests.chaos --nodes $(NODES) --seconds $(SECONDS) --seed $(SEED) --network $(NETWORK)
+
 demo: install ## four nodes on this machine train one model; KEEP=1 leaves them running
 	$(BIN)/shoal demo --directory runs/demo $(if $(KEEP),--keep)
 
 bench: install ## the benchmarks, as JSON lines
 	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.consensus
 
 compose-test: ## the same mesh in containers, for real (skips loudly where no engine can start)
 	python3 scripts/compose_test.py

@@ -86,7 +86,10 @@ def on_pre_prepare(core: Core, message: PrePrepare) -> None:
     decision = core.decisions.get(vote.sequence)
     if decision is not None and decision.certificate.digest != vote.digest:
         raise ConsensusError("decided-otherwise")
-    reason = validate(parse_operation(message.operation), core.verifier)
+    # What is pending has been found valid in this epoch already.
+    reason = None
+    if vote.digest not in core.pending:
+        reason = validate(parse_operation(message.operation), core.verifier)
     if reason is not None:
         raise ConsensusError("invalid-proposal", reason)
     core.keep_body(vote.sequence, vote.digest, message.operation)
@@ -178,6 +181,10 @@ def on_prepare(core: Core, vote: Vote) -> None:
         raise ConsensusError("outside-window", str(vote.sequence))
     if vote.view == core.view and core.active and vote.signer == core.proposer(vote.sequence):
         raise ConsensusError("primary-does-not-prepare")
+    certified = core.prepared.get(vote.sequence)
+    if certified is not None and (certified.view, certified.digest) == (vote.view, vote.digest):
+        # One more than was needed; its signature would prove nothing new.
+        return
     require_signature(vote, core.verifier)
     slot = core.slot(vote.sequence)
     known = slot.prepares.get(vote.signer)
@@ -222,6 +229,8 @@ def on_commit(core: Core, vote: Vote) -> None:
     """COMMIT of any view: Q of them prove the decision, whatever view we are in by now."""
     if not core.in_window(vote.sequence):
         raise ConsensusError("outside-window", str(vote.sequence))
+    if _decided_digest(core, vote.sequence) == vote.digest:
+        return
     require_signature(vote, core.verifier)
     known = core.slot(vote.sequence).commits.get(vote.signer, {}).get(vote.view)
     if known is not None:
@@ -230,6 +239,13 @@ def on_commit(core: Core, vote: Vote) -> None:
             raise ConsensusError("equivocation")
         return
     _count_commit(core, vote)
+
+
+def _decided_digest(core: Core, sequence: int) -> bytes | None:
+    """What is known to be decided at this sequence, executed or not."""
+    decision = core.decisions.get(sequence)
+    certificate = decision.certificate if decision else core.committed.get(sequence)
+    return certificate.digest if certificate else None
 
 
 def _count_commit(core: Core, vote: Vote) -> None:

@@ -173,7 +173,8 @@ class Checkpointer:
                 Certified(record, decided.operation_bytes, decided.certificate), False
             )
             self.follow(record.height)
-        await self._database.put_meta(APPLIED, decided.sequence.to_bytes(8, "big"))
+        # Not awaited: what comes between this and the next transaction is told once more.
+        self._database.note(APPLIED, decided.sequence.to_bytes(8, "big"))
 
     async def restored(self, restored: Restored) -> None:
         """The ledger jumped; so must the anchor."""

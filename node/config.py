@@ -133,6 +133,8 @@ class ConsensusSettings(_Section):
     """whether this node may be made a validator when it joins"""
     validators_wanted: Annotated[int, Field(ge=0, le=31)] = 0
     """approve willing members as validators up to so many; 0: only by `shoal promote`"""
+    capture: bool = False
+    """keep every consensus message and decision in capture/, for an audit; it grows for ever"""
 
 
 class RetentionSettings(_Section):

@@ -45,6 +45,7 @@ from shoal.consensus.messages import CommitProof, encode, is_attestation
 from shoal.consensus.records import Checkpoint, CheckpointRecord
 from shoal.consensus.replica import Replica
 from shoal.consensus.validators import Validators
+from shoal.node.capture import NOBODY, Capture, Direction
 from shoal.node.database import Database
 from shoal.node.identity import short
 from shoal.node.links import Links
@@ -55,6 +56,8 @@ log = structlog.get_logger()
 
 INBOX_MAX = 20_000
 EVIDENCE_MAX = 64
+# Steps that share a transaction, at most.
+GROUP_MAX = 64
 Machine: TypeAlias = Replica | Attestor
 
 
@@ -85,6 +88,7 @@ class ConsensusDriver:
         meters: Meters,
         me: bytes,
         duties: Duties,
+        capture: Capture | None = None,
     ) -> None:
         self.replica = replica
         self.attestor = attestor
@@ -95,6 +99,7 @@ class ConsensusDriver:
         self._me = me
         self._others = [peer for peer in replica.validators.keys if peer != me]
         self._duties = duties
+        self._capture = capture
         self._inbox: asyncio.Queue[tuple[Machine, Event | AttestorEvent]] = asyncio.Queue(INBOX_MAX)
         self._timers: dict[tuple[Machine, str], asyncio.TimerHandle] = {}
         self._jobs: set[asyncio.Task[None]] = set()
@@ -106,6 +111,7 @@ class ConsensusDriver:
 
     def received(self, peer: bytes, data: bytes) -> None:
         """A neighbour sent a consensus message."""
+        self._note(Direction.RECEIVED, peer, data)
         if not is_attestation(data):
             self._put(self.replica, Received(peer, data))
         else:
@@ -139,20 +145,37 @@ class ConsensusDriver:
 
     async def run(self) -> None:
         """Work until cancelled. An exception from here is our fault and ends the node."""
-        loop = asyncio.get_running_loop()
         while True:
-            machine, event = await self._inbox.get()
-            # The two event types overlap; each machine is only ever given its own.
-            for effect in machine.step(int(loop.time() * 1000), event):  # type: ignore[arg-type]
-                await self._carry_out(machine, effect)
+            steps = [self._step(*await self._inbox.get())]
+            # Group commit: what came meanwhile shares one transaction, and only then is anything
+            # sent. A decision ends the group, so that the rows never run ahead of `applied`.
+            while len(steps) < GROUP_MAX and not self._inbox.empty() and not _decides(steps[-1][1]):
+                steps.append(self._step(*self._inbox.get_nowait()))
+            rows: dict[str, bytes | None] = {}
+            for _, effects in steps:
+                for effect in effects:
+                    if isinstance(effect, Persist):
+                        rows.update(effect.rows)
+            if rows:
+                await self._database.persist(rows.items())
+            for machine, effects in steps:
+                for effect in effects:
+                    await self._carry_out(machine, effect)
+
+    def _step(self, machine: Machine, event: Event | AttestorEvent) -> tuple[Machine, list[Effect]]:
+        now_ms = int(asyncio.get_running_loop().time() * 1000)
+        # The two event types overlap; each machine is only ever given its own.
+        return machine, machine.step(now_ms, event)  # type: ignore[arg-type]
 
     async def _carry_out(self, machine: Machine, effect: Effect) -> None:
         match effect:
-            case Persist(rows):
-                await self._database.persist(rows)
+            case Persist():
+                pass  # It is on the disk already, with those of the whole group.
             case Send(to, data):
+                self._note(Direction.SENT, to, data)
                 self._links.send(to, ConsensusMessage(data))
             case Broadcast(data):
+                self._note(Direction.BROADCAST, NOBODY, data)
                 self._links.send_all(self._others, ConsensusMessage(data))
             case SetTimer(name, at_ms):
                 self._set_timer(machine, name, at_ms)
@@ -181,14 +204,22 @@ class ConsensusDriver:
         self._others = [peer for peer in validators.keys if peer != self._me]
         self._put(self.attestor, started)
 
+    def _note(self, direction: Direction, peer: bytes, data: bytes) -> None:
+        """Keep it for an audit, before it can have any effect."""
+        if self._capture is not None:
+            self._capture.write(direction, peer, data)
+
     async def _on_decided(self, decided: Decided) -> None:
+        if self._capture is not None:
+            self._capture.decided(decided.certificate)
         await self._duties.decided(decided)
         if isinstance(decided.operation, Checkpoint) and isinstance(decided.result, Executed):
             self._tell_attestor()
         # Members that are no validators follow by proofs; telling them at once spares a question.
-        proof = ConsensusMessage(encode(CommitProof(decided.operation_bytes, decided.certificate)))
-        followers = set(self._links.connected) - set(self._others)
-        self._links.send_all(sorted(followers), proof)
+        proof = encode(CommitProof(decided.operation_bytes, decided.certificate))
+        for follower in sorted(set(self._links.connected) - set(self._others)):
+            self._note(Direction.SENT, follower, proof)
+            self._links.send(follower, ConsensusMessage(proof))
 
     def _tell_attestor(self) -> None:
         ledger = self.replica.ledger
@@ -225,8 +256,16 @@ class ConsensusDriver:
         self._put(self.attestor, Checked(record.digest, ok))
 
     def close(self) -> None:
-        """Stop timers and whatever runs beside the queue."""
+        """Stop timers and whatever runs beside the queue, and end the record."""
         for handle in self._timers.values():
             handle.cancel()
         for task in self._jobs:
             task.cancel()
+        if self._capture is not None:
+            # Links are closed after this, so something may still be heard.
+            self._capture.close()
+            self._capture = None
+
+
+def _decides(effects: list[Effect]) -> bool:
+    return any(isinstance(effect, Decided | Restored) for effect in effects)

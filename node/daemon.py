@@ -178,6 +178,7 @@ async def _serve(node: Node, settings: Settings, genesis: Genesis, model: Shared
         log.info("node.listening", address=settings.node.listen)
         if settings.train.enabled:
             trainer = TrainerProcess(model.schema.layout.total)
+            # Voting does not wait until it is ready: on a busy machine that takes many seconds.
             await trainer.start(worker_configuration(settings, genesis))
         work = asyncio.create_task(node.run(trainer), name="node")
         stop = asyncio.create_task(stopping.wait(), name="signals")

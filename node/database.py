@@ -59,6 +59,7 @@ class Database:
         self._path = path
         self._marker = path.with_name("boots")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        self._noted: dict[str, bytes] = {}
         self.boots = self._thread.submit(self._open).result()
 
     def _open(self) -> int:
@@ -123,12 +124,24 @@ class Database:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
+    def note(self, key: str, value: bytes) -> None:
+        """Keep one small named value, at the latest with the next transaction.
+
+        For what may be forgotten in a crash: after it the node does a little again.
+        """
+        self._noted[key] = value
+
+    def _put_noted(self) -> None:
+        while self._noted:
+            self._put_meta(*self._noted.popitem())
+
     async def persist(self, rows: Iterable[tuple[str, bytes | None]]) -> None:
         """Write (or with None delete) consensus rows in one durable transaction."""
         batch = list(rows)
 
         def work() -> None:
             with self._connection:
+                self._put_noted()
                 for key, value in batch:
                     if value is None:
                         self._connection.execute("DELETE FROM rows WHERE key=?", (key,))
@@ -260,6 +273,7 @@ class Database:
 
     async def put_meta(self, key: str, value: bytes) -> None:
         """Keep one small named value."""
+        self._noted.pop(key, None)
 
         def work() -> None:
             with self._connection:
@@ -269,7 +283,13 @@ class Database:
 
     async def close(self) -> None:
         """Finish what is queued and close the file."""
-        await self._run(self._connection.close)
+
+        def work() -> None:
+            with self._connection:
+                self._put_noted()
+            self._connection.close()
+
+        await self._run(work)
         self._thread.shutdown()
 
 

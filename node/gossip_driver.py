@@ -33,6 +33,7 @@ from shoal.gossip.relay_events import (
     Wanted,
 )
 from shoal.node import bulk
+from shoal.node.config import GossipSettings
 from shoal.node.errors import PeerError
 from shoal.node.identity import short
 from shoal.node.links import Links
@@ -206,3 +207,12 @@ class GossipDriver:
             self._step(Refused(item.key))
         else:
             self._held(header)
+
+
+def relay_settings(gossip: GossipSettings) -> RelaySettings:
+    """Return what the operator set, as the relay wants to know it."""
+    return RelaySettings(
+        summary_interval_s=gossip.summary_interval_s,
+        fetch_timeout_s=gossip.fetch_timeout_s,
+        fetch_parallel=gossip.fetch_parallel,
+    )

@@ -12,6 +12,7 @@ votes (STATUS retransmission brings those back).
 import asyncio
 import random
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -327,7 +328,7 @@ class Links:
                 if isinstance(message, Ping):
                     _enqueue(link, Pong(message.stamp))
                 elif isinstance(message, Pong):
-                    record.round_trip_ms = max(0.0, loop.time() * 1000 - message.stamp / 1000)
+                    record.round_trip_ms = max(0.0, (_now_us() - message.stamp) / 1000)
                 else:
                     self._on_message(link.peer, message)
             except PeerError as error:
@@ -355,9 +356,14 @@ class Links:
     async def _watch(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
         while loop.time() - link.heard_at < SILENCE_MAX_S:
-            _enqueue(link, Ping(int(loop.time() * 1_000_000)))
+            _enqueue(link, Ping(_now_us()))
             await asyncio.sleep(PING_INTERVAL_S)
         raise PeerError("silent", f"nothing heard for {SILENCE_MAX_S:.0f} s")
+
+
+def _now_us() -> int:
+    # Not the loop's clock: uvloop's counts whole milliseconds, longer than a trip over loopback.
+    return time.monotonic_ns() // 1000
 
 
 def _enqueue(link: _Link, message: LinkMessage) -> None:

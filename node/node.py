@@ -15,9 +15,9 @@ from shoal.consensus.ledger import Ledger, Member
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.gossip.delta import Delta
-from shoal.gossip.relay import RelaySettings
 from shoal.gossip.topology import neighbours
 from shoal.node.bulk_wire import GenesisParts
+from shoal.node.capture import open_capture
 from shoal.node.certified import Certified, certified, check_description
 from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
@@ -27,13 +27,13 @@ from shoal.node.cut_watch import watch_for_cuts
 from shoal.node.database import Database
 from shoal.node.errors import PeerError
 from shoal.node.genesis import Genesis
-from shoal.node.gossip_driver import GossipDriver
+from shoal.node.gossip_driver import GossipDriver, relay_settings
 from shoal.node.holdings import open_holdings
 from shoal.node.identity import Identity, verify
 from shoal.node.links import Links
 from shoal.node.membership import Membership
 from shoal.node.meters import LoopLag, Meters
-from shoal.node.repair import repair_of_node
+from shoal.node.repair import Repair, repair_of_node
 from shoal.node.round import RoundLoop
 from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.statements import statement_reader
@@ -96,23 +96,12 @@ class Node:
             model=model,
             links=self.links,
             meters=self._meters,
-            settings=_relay_settings(settings),
+            settings=relay_settings(settings.gossip),
             on_evidence=lambda operation: self._consensus.submit(operation),
         )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
-        self._repair = repair_of_node(
-            me=identity.node_id,
-            holdings=self.holdings,
-            database=database,
-            meters=self._meters,
-            links=self.links,
-            ledger=lambda: self._consensus.replica.ledger,
-            validators=lambda: self._consensus.replica.validators,
-            height=lambda: model.height,
-            certify=lambda each: check_description(each, genesis),
-            settings=settings.retention,
-        )
+        self._repair = self._make_repair()
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
         self._evaluating = False
@@ -187,6 +176,21 @@ class Node:
                 propose=checkpointer.propose,
                 check=checkpointer.check,
             ),
+            capture=open_capture(self._settings, self._database.boots),
+        )
+
+    def _make_repair(self) -> Repair:
+        return repair_of_node(
+            me=self._identity.node_id,
+            holdings=self.holdings,
+            database=self._database,
+            meters=self._meters,
+            links=self.links,
+            ledger=lambda: self._consensus.replica.ledger,
+            validators=lambda: self._consensus.replica.validators,
+            height=lambda: self._model.height,
+            certify=lambda each: check_description(each, self._genesis),
+            settings=self._settings.retention,
         )
 
     def _make_membership(self) -> Membership:
@@ -213,7 +217,8 @@ class Node:
     # --- running --------------------------------------------------------------------------------
 
     async def run(self, trainer: TrainerProcess | None) -> None:
-        """Work until cancelled; an exception is our fault and ends the node."""
+        """Work until cancelled. Raises UserError where training cannot start; any other exception
+        is our fault and ends the node."""
         applied = await self._database.get_meta(APPLIED)
         height = self._model.height
         shown = await self._database.cuts(height - CHECKPOINTS_SHOWN + 1, height)
@@ -222,9 +227,6 @@ class Node:
             self._on_certified(found, True)
         self._checkpointer.follow(self._consensus.replica.ledger.height)
         self._consensus.start(int.from_bytes(applied, "big") if applied else 0)
-        if trainer is not None:
-            self.state.device = str(trainer.ready["device"])
-            self.state.shard_tokens = int(trainer.ready["shard_tokens"])
         works: list[Coroutine[Any, Any, None]] = [
             self._lag.run(),
             self._gossip.run(),
@@ -238,10 +240,8 @@ class Node:
                 round_seconds=lambda: self.state.facts.round_seconds,
             ),
             self._keep_dialling(),
-            self._make_membership().run(),
+            self._take_part(trainer),
         ]
-        if trainer is not None:
-            works.append(self._train(trainer))
         async with asyncio.TaskGroup() as group:
             for work in works:
                 group.create_task(work)
@@ -252,6 +252,16 @@ class Node:
         await self.links.close()
         if self._trainer is not None:
             await self._trainer.stop()
+
+    async def _take_part(self, trainer: TrainerProcess | None) -> None:
+        """Join and train, once it is known how much text there is to train on."""
+        async with asyncio.TaskGroup() as group:
+            if trainer is not None:
+                await trainer.started()
+                self.state.device = str(trainer.ready["device"])
+                self.state.shard_tokens = int(trainer.ready["shard_tokens"])
+                group.create_task(self._train(trainer))
+            group.create_task(self._make_membership().run())
 
     async def _train(self, trainer: TrainerProcess) -> None:
         self._trainer = trainer
@@ -367,12 +377,3 @@ class Node:
     def status(self) -> StatusReply:
         """Return everything that there is to know about this node."""
         return status_reply(self.state)
-
-
-def _relay_settings(settings: Settings) -> RelaySettings:
-    gossip = settings.gossip
-    return RelaySettings(
-        summary_interval_s=gossip.summary_interval_s,
-        fetch_timeout_s=gossip.fetch_timeout_s,
-        fetch_parallel=gossip.fetch_parallel,
-    )

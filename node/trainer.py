@@ -93,10 +93,7 @@ class TrainerProcess:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self, configuration: Mapping[str, Any]) -> None:
-        """Start the child and wait until it has built its model and read its data.
-
-        Raises UserError with the child's own line where the configuration or the data is wrong.
-        """
+        """Start the child; it is not ready yet when this returns."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -111,6 +108,12 @@ class TrainerProcess:
         self._send(
             {"cmd": "configure", **configuration, "memory_fd": self.memory.descriptor},
         )
+
+    async def started(self) -> None:
+        """Wait, once, until the child has built its model and read its data.
+
+        Raises UserError with the child's own line where the configuration or the data is wrong.
+        """
         event = await self._read_event()
         if event is None or event.get("event") != "ready":
             message = (event or {}).get("message", "the training process ended at once")

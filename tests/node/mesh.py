@@ -74,6 +74,9 @@ class MadeUpTraining:
         self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
         self._free_at = 0.0
 
+    async def started(self) -> None:
+        return None
+
     def order_round(self, number: int, *, steps: int, tokens_done: int, step_tokens: int) -> None:
         del tokens_done, step_tokens
         slot = self.delta_slot(number)
