@@ -90,6 +90,11 @@ def test_every_attempt_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def _is_out(node: RunningNode, member: bytes) -> bool:
+    replica = node.node.state.consensus.replica
+    return replica.ledger.is_evicted(member) and member not in replica.validators.keys
+
+
 def _more_refused(node: RunningNode, reasons: set[str], seen: int) -> bool:
     return _refused(node, reasons) > seen
 
@@ -116,7 +121,7 @@ def test_a_stale_delta_and_a_replayed_one_are_counted(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_two_deltas_for_one_number_are_noticed(tmp_path: Path) -> None:
+def test_two_deltas_for_one_number_put_their_sender_out(tmp_path: Path) -> None:
     async def story() -> None:
         # No cut is due while this is watched, so the first of the two stays pending.
         async with besieged(found_mesh(tmp_path, rounds_per_checkpoint=200)) as (nodes, evil, me):
@@ -129,5 +134,8 @@ def test_two_deltas_for_one_number_are_noticed(tmp_path: Path) -> None:
             held = victim.model.book.get(first.header.key)
             assert held is not None
             assert held.id == first.header.id, "the first one stays"
+            liar = evil.identity.node_id
+            await until(lambda: all(_is_out(node, liar) for node in nodes), nodes)
+            assert {node.node.status().consensus.validators for node in nodes} == {3}
 
     asyncio.run(story())

@@ -65,7 +65,7 @@ def test_a_members_name_without_its_key_gets_no_link(tmp_path: Path) -> None:
         directories = found_mesh(tmp_path, nodes=2)
         async with running(directories[:1], rounds=1) as (node,):
             other = Identity.load(directories[1] / "identity.key").node_id
-            proof = mesh_pb2.LinkFrame(proof=mesh_pb2.Proof(signature=bytes(64)))
+            proof = mesh_pb2.LinkFrame(proof=mesh_pb2.Proof(signature=bytes(64), boot=bytes(121)))
             code = await _refusal(node, _hello(node, node_id=other), proof)
             assert code is grpc.StatusCode.FAILED_PRECONDITION
             assert node.node.status().rejected["bad-signature"] == 1

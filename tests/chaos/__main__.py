@@ -56,7 +56,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _run_here(given: argparse.Namespace) -> int:
-    plan = Plan(given.directory, given.nodes, given.seconds, given.seed, given.recovery)
+    plan = Plan(given.directory.resolve(), given.nodes, given.seconds, given.seed, given.recovery)
     spaces = netns.Spaces(given.inside, given.nodes) if given.inside else None
     kinds = netns.NamespaceNetwork.kinds if spaces else ProxyNetwork.kinds
     print(f"{plan.nodes} nodes, seed {plan.seed}: {', '.join(kinds)}", flush=True)

@@ -2,16 +2,19 @@
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from shoal.consensus.changes import Change, ChangeKind
+from shoal.consensus.changes import ChangeKind
 from shoal.consensus.records import Leave, operation_bytes
 from shoal.node.config import load_settings
+from shoal.node.errors import UserError
 from shoal.node.identity import Identity
 from shoal.node.join import join_mesh
-from shoal.node.membership import MembershipEnded, approval
+from shoal.node.membership import MembershipEnded
+from shoal.node.operator import approve
 from shoal.node.ports import free_address
 from tests.node import mesh
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
@@ -122,12 +125,18 @@ def test_a_quorum_of_operators_promotes_and_demotes(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(found_mesh(tmp_path), rounds=0) as nodes:
             await until(lambda: nodes[0].height >= 1, nodes)
-            member = Identity.load(nodes[3].directory / "identity.key").node_id
-            change = Change(ChangeKind.DEMOTE, member)
+            member = nodes[3].node.status().node_id[:12]
+            with pytest.raises(UserError, match="tolerate 1 failing ones, 3 none"):
+                await asyncio.to_thread(approve, nodes[0].directory, ChangeKind.DEMOTE, member)
+            with pytest.raises(UserError, match="names no node"):
+                await asyncio.to_thread(
+                    approve, nodes[0].directory, ChangeKind.PROMOTE, "ffff" * 16
+                )
+            with pytest.raises(UserError, match="it is a validator already"):
+                await asyncio.to_thread(approve, nodes[0].directory, ChangeKind.PROMOTE, member)
             for node in nodes[:3]:
-                identity = Identity.load(node.directory / "identity.key")
-                yes = approval(identity, node.node.mesh_id, 0, change)
-                assert await node.node.submit(yes) == ""
+                demote = partial(approve, node.directory, ChangeKind.DEMOTE, member, force=True)
+                assert "3 of 4" in await asyncio.to_thread(demote)
             await until(lambda: all(validators(node) == 3 for node in nodes), nodes)
             assert nodes[3].node.status().role == "member"
             target = nodes[3].height + 2
