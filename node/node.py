@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from shoal.compression.codec import max_frame_bytes
+from shoal.compression.layout import CHUNK
 from shoal.consensus.attest import Attestor, AttestorConfig
 from shoal.consensus.ledger import Ledger, Member
 from shoal.consensus.replica import Replica
@@ -25,6 +27,7 @@ from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
 from shoal.node.cut_watch import watch_for_cuts
 from shoal.node.database import Database
+from shoal.node.delta_log import check_delta_log
 from shoal.node.errors import PeerError
 from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver, relay_settings
@@ -190,6 +193,9 @@ class Node:
             validators=lambda: self._consensus.replica.validators,
             height=lambda: self._model.height,
             certify=lambda each: check_description(each, self._genesis),
+            check_delta_log=lambda each, path: check_delta_log(
+                each, path, frame_bytes_max=max_frame_bytes(self._model.schema.layout, CHUNK)
+            ),
             settings=self._settings.retention,
         )
 

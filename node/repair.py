@@ -336,6 +336,7 @@ def repair_of_node(
     validators: Callable[[], Validators],
     height: Callable[[], int],
     certify: Callable[[Description], object],
+    check_delta_log: CheckDeltaLog,
     settings: RetentionSettings,
 ) -> Repair:
     """Return the repair of a running node; `ledger`, `validators` and `height` as of now."""
@@ -358,4 +359,5 @@ def repair_of_node(
         stub=stub,
         certify=certify,
         bytes_per_s=settings.repair_bytes_per_s,
+        check_delta_log=check_delta_log,
     )

@@ -15,17 +15,20 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shoal.consensus.certificate import Certificate, parse_certificate
+from shoal.consensus.epochs import EpochChain, EpochLink
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.messages import (
     NEW_VIEW_DOMAIN,
     VIEW_CHANGE_DOMAIN,
     Candidate,
     CommitProof,
+    Epochs,
     Message,
     NewView,
     PrePrepare,
@@ -36,9 +39,10 @@ from shoal.consensus.messages import (
     sealed_bytes,
 )
 from shoal.consensus.records import Checkpoint, parse_operation
+from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.consensus.votes import Vote, VoteKind, vote_bytes
 from shoal.node.capture import Captured, Direction, captures_of, read_capture, read_decision
-from shoal.node.genesis import parse_document
+from shoal.node.genesis import Genesis, parse_document
 from shoal.node.identity import verify
 
 # (signer's key, what kind of statement, epoch, view, sequence): who signs this twice lies.
@@ -180,6 +184,11 @@ class Auditor:
                 self._certificate(certificate)
             case Request(operation):
                 self._operation(operation)
+            case Epochs(links, ready):
+                for link in links:
+                    self._certificate(link.certificate)
+                if ready is not None:
+                    self._certificate(ready)
 
     def _operation(self, data: bytes) -> None:
         operation = parse_operation(data)
@@ -275,6 +284,24 @@ class Auditor:
         self.findings.statements.setdefault(asked, set()).add(answer)
 
 
+def electorate_of(genesis: Genesis, directories: Iterable[Path]) -> Electorate:
+    """Who votes in which epoch, as far as the captured proofs lead from the genesis."""
+    links: dict[int, EpochLink] = {}
+    for path in (path for directory in directories for path in captures_of(directory)):
+        for record in read_capture(path):
+            with suppress(ConsensusError):
+                message = decode(record.data) if record.direction is not Direction.DECIDED else None
+                if isinstance(message, Epochs):
+                    links |= {link.record.number: link for link in message.links}
+    chain = EpochChain(genesis.first_epoch(), STABILITY_INTERVAL)
+    with suppress(ConsensusError):
+        while (link := links.get(chain.last + 1)) is not None:
+            chain.check(link, verify)
+            chain.append(link)
+    keys = {number: chain.validators(number).keys for number in range(chain.last + 1)}
+    return Electorate(genesis.mesh_id, keys)
+
+
 def audit(directories: Iterable[Path]) -> Findings:
     """Audit the captures of these nodes together; raises ValueError where there are none."""
     directories = list(directories)
@@ -282,7 +309,7 @@ def audit(directories: Iterable[Path]) -> Findings:
     if len(documents) != 1:
         raise ValueError("name the directories of one mesh")
     genesis = parse_document(documents.pop())
-    auditor = Auditor(Electorate(genesis.mesh_id, {0: genesis.validators}))
+    auditor = Auditor(electorate_of(genesis, directories))
     for directory in directories:
         paths = captures_of(directory)
         if not paths:

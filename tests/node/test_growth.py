@@ -9,13 +9,17 @@ import pytest
 
 from shoal.consensus.changes import ChangeKind
 from shoal.consensus.records import Leave, operation_bytes
+from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
+from shoal.node.genesis import parse_document
 from shoal.node.identity import Identity
 from shoal.node.join import join_mesh
 from shoal.node.membership import MembershipEnded
 from shoal.node.operator import approve
 from shoal.node.ports import free_address
+from shoal.node.verify import verify_checkpoint
+from tests.chaos.audit import audit
 from tests.node import mesh
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
 
@@ -23,6 +27,7 @@ from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
 WANTED = {
     **QUICK,
     "consensus.validators_wanted": 7,
+    "consensus.capture": True,
     "consensus.base_timeout_s": 1.5,
     "consensus.candidate_timeout_s": 3.0,
 }
@@ -113,6 +118,18 @@ def test_one_node_grows_to_seven_validators_and_shrinks_to_four(
             await asyncio.gather(*(node.stop() for node in nodes[:4]))
 
     asyncio.run(story())
+    _strangers_check(tmp_path)
+
+
+def _strangers_check(directory: Path) -> None:
+    """Nine changes of the set later, everything still follows from the genesis alone."""
+    newest = newest_checkpoint(directory / "node0")
+    document = (directory / "node0" / "genesis" / "genesis.json").read_bytes()
+    proof = verify_checkpoint(newest, parse_document(document).mesh_id)
+    assert proof.epoch.number >= 9
+    findings = audit(sorted(path.parent for path in directory.glob("*/capture")))
+    assert findings.all_problems() == []
+    assert {asked[2] for asked in findings.statements} >= set(range(10)), "all epochs were heard"
 
 
 def _first_of(error: BaseException | None) -> BaseException | None:
