@@ -2,6 +2,7 @@
 
 The checker sees what a node would see in production: the messages that leave, the rows that
 are durable at that moment, the effects. It keeps one memory across all nodes and all restarts.
+What is true of a replica's state as such is in replica_state.py.
 """
 
 from collections.abc import Mapping
@@ -9,19 +10,19 @@ from collections.abc import Mapping
 from shoal.consensus.certificate import parse_certificate
 from shoal.consensus.effects import Decided, Evidence, Restored
 from shoal.consensus.ledger import Executed, Result
-from shoal.consensus.messages import Candidate, NewView, PrePrepare, ViewChange, decode
-from shoal.consensus.pacemaker import open_slot
+from shoal.consensus.messages import Candidate, NewView, PrePrepare, ViewChange
 from shoal.consensus.records import Checkpoint
 from shoal.consensus.replica import Replica
 from shoal.consensus.validators import Validators, Verify
 from shoal.consensus.votes import Vote, VoteKind
+from tests.simulation import rows as durable
+from tests.simulation.decoded import decode
+from tests.simulation.replica_state import StateChecker, Violation
 from tests.simulation.verifier import certificate_problem
 
+__all__ = ["Checker", "Violation"]
+
 LOG_VOTES = (VoteKind.PRE_PREPARE, VoteKind.PREPARE, VoteKind.COMMIT)
-
-
-class Violation(AssertionError):
-    """An invariant does not hold."""
 
 
 class Checker:
@@ -31,16 +32,18 @@ class Checker:
         self.validators = validators
         self.verify = verify
         self.byzantine = byzantine
+        self.state = StateChecker(validators, verify, self.problem_of)
         self._votes: dict[tuple[int, VoteKind, int, int], bytes] = {}
         self._commits: dict[int, dict[int, int]] = {}
         self._left: dict[int, int] = {}
-        self._views: dict[int, int] = {}
+        self._changes: dict[tuple[int, int], bytes] = {}
         self._decided: dict[int, tuple[bytes, Result]] = {}
         self._executed_at: dict[bytes, int] = {}
         self._ledgers: dict[int, bytes] = {}
         self._position: dict[int, int] = {}
         self._compared: dict[int, int] = {}
-        self._proved: set[bytes] = set()
+        self._problems: dict[bytes, str | None] = {}
+        self._settled_by: dict[bytes, int] = {}
 
     def require(self, condition: bool, what: str) -> None:
         if not condition:
@@ -50,12 +53,12 @@ class Checker:
         """An honest node lets this message out while these rows are durable."""
         message = decode(data)
         match message:
-            case PrePrepare(vote, _) | Candidate(vote, _):
-                self._on_vote(node, vote, rows)
             case Vote():
                 self._on_vote(node, message, rows)
+            case PrePrepare(vote, _) | Candidate(vote, _):
+                self._on_vote(node, vote, rows)
             case ViewChange():
-                self._on_view_change(node, message, rows)
+                self._on_view_change(node, message, data, rows)
             case NewView():
                 self._on_new_view(node, message)
             case _:
@@ -64,40 +67,47 @@ class Checker:
     def _on_vote(self, node: int, vote: Vote, rows: Mapping[str, bytes]) -> None:
         self.require(vote.signer == node, "a node sends only its own votes")
         self._once(node, vote.kind, vote.view, vote.sequence, vote.digest)
-        family = "replica" if vote.kind <= VoteKind.STABLE else "attestor"
-        settled = self._settled(rows) if family == "replica" else 0
-        row = rows.get(f"{family}/vote/{int(vote.kind)}/{vote.view}/{vote.sequence}")
-        durable = row is not None and row[:32] == vote.digest
-        self.require(durable or vote.sequence <= settled, f"{vote.kind.name} before its row")
+        kept = durable.vote_digest(rows, vote.kind, vote.view, vote.sequence) == vote.digest
+        settled = vote.kind <= VoteKind.STABLE and vote.sequence <= self._settled(rows)
+        self.require(kept or settled, f"{vote.kind.name} before its row")
         if vote.kind in LOG_VOTES:
             self.require(vote.view >= self._left.get(node, 0), "a vote in a view that was left")
-        if vote.kind is VoteKind.COMMIT and vote.sequence > settled:
-            proof = rows.get(f"replica/prepared/{vote.sequence}")
+        if vote.kind is not VoteKind.COMMIT:
+            return
+        if not settled:
+            proof = durable.prepared_certificate(rows, vote.sequence)
             self.require(proof is not None, "COMMIT without a durable prepared certificate")
             certificate = parse_certificate(proof or b"")
             same = (certificate.view, certificate.digest) == (vote.view, vote.digest)
             self.require(same, "COMMIT with another prepared certificate")
-            self._prove(certificate.to_bytes())
-        if vote.kind is VoteKind.COMMIT:
-            theirs = self._commits.setdefault(node, {})
-            theirs[vote.sequence] = max(theirs.get(vote.sequence, 0), vote.view)
+            self._prove(proof or b"")
+        theirs = self._commits.setdefault(node, {})
+        theirs[vote.sequence] = max(theirs.get(vote.sequence, 0), vote.view)
 
     def _settled(self, rows: Mapping[str, bytes]) -> int:
-        stable = rows.get("replica/stable")
-        return parse_certificate(stable).sequence if stable is not None else 0
+        """The watermark that is durable in these rows."""
+        proof = durable.stability_certificate(rows)
+        if proof is None:
+            return 0
+        known = self._settled_by.get(proof)
+        if known is None:
+            known = self._settled_by[proof] = parse_certificate(proof).sequence
+        return known
 
     def _once(self, node: int, kind: VoteKind, view: int, sequence: int, digest: bytes) -> None:
         key = (node, kind, view, sequence)
         known = self._votes.setdefault(key, digest)
-        self.require(known == digest, f"double vote {kind.name} view {view} sequence {sequence}")
+        if known != digest:
+            raise Violation(f"double vote {kind.name} view {view} sequence {sequence}")
 
-    def _on_view_change(self, node: int, change: ViewChange, rows: Mapping[str, bytes]) -> None:
+    def _on_view_change(
+        self, node: int, change: ViewChange, data: bytes, rows: Mapping[str, bytes]
+    ) -> None:
         # Own ones only; older ones may be repeated, so only the newest one moves the mark.
         self.require(change.signer == node, "a node sends only its own VIEW-CHANGEs")
-        row = rows.get("replica/view", bytes(10))
-        entered = int.from_bytes(row[:8], "big") >= change.view and row[8] == 1
-        durable = entered or f"replica/view-change/{change.view}" in rows
-        self.require(durable, "VIEW-CHANGE before its row")
+        self.require(durable.has_left_for(rows, change.view), "VIEW-CHANGE before its row")
+        known = self._changes.setdefault((node, change.view), data)
+        self.require(known == data, "two different VIEW-CHANGEs for one view")
         if change.view <= self._left.get(node, 0):
             return
         self._left[node] = change.view
@@ -140,22 +150,15 @@ class Checker:
 
     def on_started(self, node: int, applied: int) -> None:
         self._position[node] = applied
+        self.state.on_started(node)
+
+    def after_message(self, node: int, data: bytes, replica: Replica) -> None:
+        """What an honest replica made of a message that it was sent."""
+        self.state.after_message(node, data, replica)
 
     def after_step(self, node: int, replica: Replica) -> None:
-        """State that can be compared at any time: views, watermarks, ledgers, sizes."""
-        core = replica._core
-        self.require(core.view >= self._views.get(node, 0), "a view went backwards")
-        self._views[node] = core.view
-        self.require(core.low <= core.executed, "watermark above what was executed")
-        low, high = core.low, core.low + core.config.window
-        for log in (core.slots, core.prepared):
-            if log:
-                self.require(low < min(log) and max(log) <= high, "log outside the window")
-        self.require(len(core.committed) <= 3 * core.config.window, "too much kept")
-        if core.active:
-            waits = bool(core.pending) or open_slot(core) is not None
-            runs = "progress" in core.outbox.timers
-            self.require(waits == runs, "the progress timer runs exactly while something waits")
+        """State that can be compared at any time: sizes, timers, views, ledgers."""
+        core = self.state.after_step(node, replica)
         if core.executed != self._compared.get(node):
             self._compared[node] = core.executed
             self._same_ledger(core.executed, core.ledger.digest())
@@ -164,15 +167,18 @@ class Checker:
         known = self._ledgers.setdefault(sequence, digest)
         self.require(known == digest, f"ledgers differ at {sequence}")
 
+    def problem_of(self, data: bytes) -> str | None:
+        """Why these bytes of a certificate prove nothing, found out once for equal bytes."""
+        if data not in self._problems:
+            self._problems[data] = certificate_problem(
+                data,
+                mesh_id=self.validators.mesh_id,
+                epoch=self.validators.epoch,
+                keys=self.validators.keys,
+                verify=self.verify,
+            )
+        return self._problems[data]
+
     def _prove(self, data: bytes) -> None:
-        if data in self._proved:
-            return
-        problem = certificate_problem(
-            data,
-            mesh_id=self.validators.mesh_id,
-            epoch=self.validators.epoch,
-            keys=self.validators.keys,
-            verify=self.verify,
-        )
+        problem = self.problem_of(data)
         self.require(problem is None, f"certificate does not verify: {problem}")
-        self._proved.add(data)

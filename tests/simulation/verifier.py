@@ -1,15 +1,26 @@
-"""A second implementation of certificate verification, from the bytes and nothing else.
+"""A second implementation of certificate and NEW-VIEW verification.
 
-It shares no code with consensus/certificate.py on purpose: what the replicas accept is checked
-by somebody who read the page and not the program. Layout (big-endian): kind u8, epoch u64, view
+It shares no code with consensus/ on purpose: what the replicas accept is checked by somebody who
+read the page and not the program. Layout of a certificate (big-endian): kind u8, epoch u64, view
 u64, sequence u64, digest[32], bitmap u32, then 64 bytes per set bit, lowest bit first.
 """
 
+import hashlib
 import struct
 from collections.abc import Callable
+from typing import Protocol
 
 Verify = Callable[[bytes, bytes, bytes], bool]
-PRE_PREPARE, PREPARED = 1, 2
+PRE_PREPARE, PREPARED, COMMITTED, STABLE = 1, 2, 3, 4
+NULL_DIGEST = hashlib.sha256(b"SHOAL-OPERATION\x01").digest()
+
+
+def vote_message(
+    kind: int, mesh_id: bytes, epoch: int, view: int, sequence: int, digest: bytes
+) -> bytes:
+    """What the signature of a vote covers."""
+    header = b"SHOAL-BFT\x01" + bytes([kind]) + mesh_id
+    return header + struct.pack(">QQQ", epoch, view, sequence) + digest
 
 
 def certificate_problem(
@@ -31,8 +42,105 @@ def certificate_problem(
         return "no pre-prepare"
     for position, index in enumerate(signers):
         signed = PRE_PREPARE if kind == PREPARED and index == view % n else kind
-        header = b"SHOAL-BFT\x01" + bytes([signed]) + mesh_id
-        message = header + struct.pack(">QQQ", epoch, view, sequence) + digest
+        message = vote_message(signed, mesh_id, epoch, view, sequence, digest)
         if not verify(keys[index], message, rest[64 * position : 64 * position + 64]):
             return f"signature of {index}"
+    return None
+
+
+class Proof(Protocol):
+    """A certificate, as far as this page reads it."""
+
+    @property
+    def kind(self) -> int: ...
+    @property
+    def view(self) -> int: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def digest(self) -> bytes: ...
+    def to_bytes(self) -> bytes: ...
+
+
+class Change(Protocol):
+    """A VIEW-CHANGE, as far as this page reads it."""
+
+    @property
+    def view(self) -> int: ...
+    @property
+    def signer(self) -> int: ...
+    @property
+    def low(self) -> int: ...
+    @property
+    def stability(self) -> Proof | None: ...
+    @property
+    def prepared(self) -> tuple[Proof, ...]: ...
+
+
+class View(Protocol):
+    """A NEW-VIEW, as far as this page reads it."""
+
+    @property
+    def view(self) -> int: ...
+    @property
+    def signer(self) -> int: ...
+    @property
+    def view_changes(self) -> tuple[Change, ...]: ...
+    @property
+    def proposals(self) -> tuple[tuple[bytes, bytes], ...]: ...
+
+
+Prove = Callable[[bytes], str | None]
+
+
+def view_change_problem(change: Change, *, window: int, prove: Prove) -> str | None:
+    """Why this VIEW-CHANGE must not count, its signature aside; None when it may."""
+    stability = change.stability
+    if (stability is None) != (change.low == 0):
+        return "watermark without proof"
+    if stability is not None:
+        if (int(stability.kind), stability.sequence) != (STABLE, change.low):
+            return "proof of another watermark"
+        problem = prove(stability.to_bytes())
+        if problem is not None:
+            return f"watermark: {problem}"
+    sequences = [proof.sequence for proof in change.prepared]
+    if any(not change.low < sequence <= change.low + window for sequence in sequences):
+        return "prepared outside the window"
+    if len(set(sequences)) != len(sequences):
+        return "one slot prepared twice"
+    for proof in change.prepared:
+        if int(proof.kind) != PREPARED or proof.view >= change.view:
+            return "prepared in a later view, or not prepared"
+        problem = prove(proof.to_bytes())
+        if problem is not None:
+            return f"prepared: {problem}"
+    return None
+
+
+def new_view_problem(message: View, *, n: int, window: int, prove: Prove) -> str | None:
+    """Why no honest replica may live in this view; None when V is a quorum and O follows."""
+    changes = message.view_changes
+    if message.signer != message.view % n:
+        return "not from its primary"
+    if len({change.signer for change in changes}) != len(changes):
+        return "one VIEW-CHANGE counted twice"
+    if 2 * len(changes) < n + (n - 1) // 3 + 1:
+        return "quorum"
+    best: dict[int, tuple[int, bytes]] = {}
+    for change in changes:
+        if change.view != message.view:
+            return "VIEW-CHANGE of another view"
+        problem = view_change_problem(change, window=window, prove=prove)
+        if problem is not None:
+            return problem
+        for proof in change.prepared:
+            best[proof.sequence] = max(
+                best.get(proof.sequence, (-1, b"")), (proof.view, proof.digest)
+            )
+    start = max(change.low for change in changes)
+    end = max([start, *best])
+    expected = [best.get(s, (0, NULL_DIGEST))[1] for s in range(start + 1, end + 1)]
+    if [digest for digest, _ in message.proposals] != expected:
+        return "other proposals than what was prepared"
     return None
