@@ -180,7 +180,7 @@ class Mutator(Liar):
                 shorter = replace(message, proposals=message.proposals[:-1])
                 return self.coalition.seal_new_view(shorter)
             case Stability(certificate, ledger) if ledger:
-                return Stability(certificate, _other_ledger(ledger))
+                return Stability(certificate, other_ledger(ledger))
             case Status():
                 executed = max(0, message.executed + self._step())
                 return self.coalition.seal_status(replace(message, executed=executed))
@@ -225,7 +225,7 @@ class Mutator(Liar):
         return self.rng.choice((-1, 1))
 
 
-def _other_ledger(ledger: bytes) -> bytes:
+def other_ledger(ledger: bytes) -> bytes:
     """A well-formed ledger that is not the certified one: it claims another last record."""
     other = Ledger.restore(ledger)
     other.record_digest = hashlib.sha256(other.record_digest).digest()

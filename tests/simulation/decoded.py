@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shoal.consensus import messages, records
 from shoal.consensus.errors import ConsensusError
 
 T = TypeVar("T")
-PURE = (messages.decode, records.parse_operation, records.operation_digest)
 
 
 def _remembering(function: Callable[[bytes], T]) -> Callable[[bytes], T]:
@@ -40,9 +39,13 @@ def _remembering(function: Callable[[bytes], T]) -> Callable[[bytes], T]:
     return remember
 
 
-_memories: list[dict[bytes, object]] = []
-_SHARED = {function: _remembering(function) for function in PURE}
-decode = _SHARED[messages.decode]
+_memories: list[dict[bytes, Any]] = []
+decode = _remembering(messages.decode)
+_SHARED: dict[object, object] = {
+    messages.decode: decode,
+    records.parse_operation: _remembering(records.parse_operation),
+    records.operation_digest: _remembering(records.operation_digest),
+}
 
 
 @contextmanager

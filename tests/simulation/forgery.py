@@ -11,6 +11,7 @@ from dataclasses import replace
 from shoal.consensus.certificate import Certificate
 from shoal.consensus.messages import (
     Candidate,
+    CommitProof,
     NewView,
     PrePrepare,
     Request,
@@ -20,7 +21,7 @@ from shoal.consensus.messages import (
 )
 from shoal.consensus.records import NULL_DIGEST, Checkpoint, operation_bytes, operation_digest
 from shoal.consensus.votes import Vote, VoteKind
-from tests.simulation.adversary import Coalition, Liar, Sent
+from tests.simulation.adversary import Coalition, Liar, Sent, other_ledger
 from tests.simulation.decoded import decode
 
 SIGNATURE_BYTES = 64
@@ -51,7 +52,7 @@ class NewViewForger(Liar):
                 self.counts["newview"] += 1
                 return [(0, encode(self._lie(message)))]
             return [(0, data)]
-        if self.rng.random() < 0.05:
+        if self.rng.random() < 0.15:
             return [(0, data), *self._unasked()]
         return [(0, data)]
 
@@ -183,6 +184,12 @@ class Forger(Liar):
                         ),
                     ),
                 ]
+            case Stability(certificate, ledger) if ledger and self.rng.random() < 0.8:
+                return [(0, encode(Stability(certificate, other_ledger(ledger))))]
+            case CommitProof(_, certificate):
+                decoy = self.rng.choice(self.coalition.decoys)
+                other = replace(certificate, digest=operation_digest(decoy))
+                return [(0, encode(CommitProof(decoy, other)))]
             case Stability(certificate, _):
                 forged = replace(
                     certificate, sequence=certificate.sequence + self.coalition.interval

@@ -75,6 +75,7 @@ class StateChecker:
             self._monotone(node, core)
             self._bounded(core)
             self._timers(core)
+            self._stable_votes(core)
             self._joins(core)
             self._lives_in_a_right_view(core)
         return core
@@ -104,9 +105,9 @@ class StateChecker:
             "too many VIEW-CHANGEs of one validator",
         )
         require(len(core.snapshots) <= 4, "too many snapshots")
-        kept = len(core.decisions) + len(core.slots) + len(core.committed)
-        views = core.view + 2
-        require(len(core.bodies) <= min(kept * n, kept + 2 * window * views) + n, "bodies")
+        # A slot may have had another proposal in every view since the watermark.
+        proposals = 3 * window * (core.view + 2)
+        require(len(core.bodies) <= len(core.decisions) + proposals, "too many operations kept")
 
     def _timers(self, core: Core) -> None:
         timers = core.outbox.timers
@@ -123,6 +124,14 @@ class StateChecker:
         require(
             starts == ("new-view" in timers),
             "the new-view timer runs exactly while a quorum waits for a NEW-VIEW",
+        )
+
+    def _stable_votes(self, core: Core) -> None:
+        if core.safety is None:
+            return
+        own = core.stable_votes.get(core.safety.me, {})
+        require(
+            set(core.snapshots) <= set(own), "a reached stability point without an own STABLE vote"
         )
 
     def _joins(self, core: Core) -> None:

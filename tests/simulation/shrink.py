@@ -7,6 +7,7 @@ seeds to fail with. Nothing insists on the same message: the simplest failure is
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from tests.simulation.plan import Plan
 
@@ -37,7 +38,8 @@ def simpler(plan: Plan) -> Iterator[Plan]:
     for name in OFF:
         value = getattr(plan, name)
         if value:
-            yield replace(plan, **{name: type(value)()})
+            off: dict[str, Any] = {name: type(value)()}
+            yield replace(plan, **off)
     for position in range(len(plan.byzantine)):
         yield replace(plan, byzantine=plan.byzantine[:position] + plan.byzantine[position + 1 :])
     for n in range(1, plan.validators):
@@ -46,7 +48,8 @@ def simpler(plan: Plan) -> Iterator[Plan]:
     for name in HALVED:
         value = getattr(plan, name)
         if value >= 2 or (isinstance(value, float) and value > 0.01):
-            yield replace(plan, **{name: value // 2 if isinstance(value, int) else value / 2})
+            halved: dict[str, Any] = {name: value // 2 if isinstance(value, int) else value / 2}
+            yield replace(plan, **halved)
     if plan.kind_loss[1:]:
         for position in range(len(plan.kind_loss)):
             kept = plan.kind_loss[:position] + plan.kind_loss[position + 1 :]

@@ -28,7 +28,8 @@ from tests.simulation.repertoire import REPERTOIRE
 # How long after the chaos everything must be done: in virtual time, in events per validator
 # (messages among n grow with n squared), and in views.
 LIVENESS_MS = 3 * 60 * 60 * 1000
-LIVENESS_EVENTS = 100_000
+LIVENESS_EVENTS = 10_000
+LIVENESS_EVENTS_PER_VALIDATOR = 4_000
 LIVENESS_VIEWS = 100
 
 
@@ -186,7 +187,7 @@ class World:
     def _finish(self) -> None:
         goal = max(self._ledger(index).height for index in self.core) + 1
         work, driver = self.work, self.driver
-        deadline, budget = work.now_ms + LIVENESS_MS, work.events + LIVENESS_EVENTS
+        deadline, budget = work.now_ms + LIVENESS_MS, work.events + self._event_budget()
         start = self._highest_view()
         driver.moved = True
         while not (driver.moved and self._is_done(goal)):
@@ -200,6 +201,9 @@ class World:
             views = self._highest_view() - start
             if views > LIVENESS_VIEWS:
                 raise Violation(f"{views} views after the chaos: {self._describe()}")
+
+    def _event_budget(self) -> int:
+        return LIVENESS_EVENTS + LIVENESS_EVENTS_PER_VALIDATOR * self.plan.validators
 
     def _is_done(self, goal: int) -> bool:
         for index in self.core:
