@@ -40,6 +40,10 @@ def print_troubles(tallies: list[Tally]) -> None:
     for tally in tallies:
         troubles = ", ".join(f"{name} {count:,}" for name, count in sorted(tally.counts.items()))
         print(f"{tally.mode}: {troubles}")
+        print(
+            f"{tally.mode}: after the chaos at most {tally.worst_events:,} events "
+            f"and {tally.worst_views} views"
+        )
 
 
 def report_failure(line: str, plan: Plan, *, shrinks: bool) -> None:

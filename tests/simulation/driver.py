@@ -31,10 +31,11 @@ from tests.simulation.clock import Clock
 from tests.simulation.clockwork import Clockwork
 from tests.simulation.cluster import Cluster
 from tests.simulation.disk import DamagedRows, Disk, DiskError
-from tests.simulation.invariants import Checker
+from tests.simulation.invariants import SIGNED_ONCE, Checker
 from tests.simulation.network import Network
 from tests.simulation.node import SimulatedNode
 from tests.simulation.plan import Plan
+from tests.simulation.replica_state import WATCHED
 
 # The trace's name for a timer or the end of a process, where a message has its source.
 TIMER, CRASH = 254, 255
@@ -199,9 +200,7 @@ class Driver:
                 node.disk.commit(rows)
             case Broadcast(data):
                 self._note(node, data)
-                for target in range(self.plan.validators):
-                    if target != node.index:
-                        self._transmit(node, target, data)
+                self._broadcast(node, data)
             case Send(to, data):
                 self._note(node, data)
                 self._transmit(node, self._keys.index(to), data)
@@ -225,7 +224,7 @@ class Driver:
                 self._later(node, self.rng.randint(1, 800), answer)
 
     def _note(self, node: SimulatedNode, data: bytes) -> None:
-        if node.index not in self.liars:
+        if node.index not in self.liars and data[0] in SIGNED_ONCE:
             self.checker.on_send(node.index, data, node.disk.rows)
 
     def _decided(self, node: SimulatedNode, effect: Decided | Restored) -> None:
@@ -281,25 +280,29 @@ class Driver:
 
     # Messages.
 
+    def _broadcast(self, node: SimulatedNode, data: bytes) -> None:
+        source = node.index
+        send = self._transmit if source in self.liars else self._route
+        for target in range(self.plan.validators):
+            if target != source:
+                send(node, target, data)
+
     def _transmit(self, node: SimulatedNode, target: int, data: bytes) -> None:
         liar = self.liars.get(node.index)
         if liar is None:
-            self._route(node.index, target, data, 0)
+            self._route(node, target, data)
             return
         halves = self._halves.get(node.index)
         if halves is not None and halves[target] != node.process:
             return
         for delay, copy in liar.outgoing(target, data):
-            self._route(node.index, target, copy, delay)
+            self._route(node, target, copy, delay)
 
-    def _route(self, source: int, target: int, data: bytes, delay: int) -> None:
-        process = target
-        halves = self._halves.get(target)
-        if halves is not None:
-            process = halves[source]
-        kind = data[0] if data else 0
-        now_ms = self.work.now_ms + delay
-        for due in self.network.arrivals(now_ms, source, target, kind):
+    def _route(self, node: SimulatedNode, target: int, data: bytes, delay: int = 0) -> None:
+        """Put the copies that will arrive into the clockwork."""
+        source = node.index
+        process = self._halves[target][source] if target in self._halves else target
+        for due in self.network.arrivals(self.work.now_ms + delay, source, target, data[0]):
             self.work.at(due, self._deliver, source, self.nodes[process], data)
 
     def _deliver(self, source: int, node: SimulatedNode, data: bytes) -> None:
@@ -311,7 +314,7 @@ class Driver:
             return
         self.work.note(source, node.process, data)
         machine, effects = node.receive(self.work.now_ms, self._keys[source], data)
-        if liar is None and machine == "replica":
+        if liar is None and data[0] in WATCHED:
             self.checker.after_message(node.index, data, replica)
         if effects:
             # Without effects nothing has changed but what is held of others, and a limit that

@@ -22,6 +22,8 @@ from tests.simulation.verifier import certificate_problem
 
 __all__ = ["Checker", "Violation"]
 
+# First bytes of the messages that on_send has something to say about: votes, view changes.
+SIGNED_ONCE = frozenset({*map(int, VoteKind), 7, 8})
 LOG_VOTES = (VoteKind.PRE_PREPARE, VoteKind.PREPARE, VoteKind.COMMIT)
 
 

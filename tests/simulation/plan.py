@@ -7,7 +7,7 @@ so a plan that the shrinker made, which no seed draws, can be repeated like any 
 
 import json
 import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 Mode = Literal["heal", "core", "slow"]
@@ -77,11 +77,13 @@ class Plan:
         """The plan of such a line; raises ValueError for one with other fields."""
         values: dict[str, Any] = json.loads(line)
         known = {field.name for field in fields(cls)}
-        if set(values) - known or known - set(values) - {"planted"}:
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= set(values) <= known:
             raise ValueError(f"a plan has the fields {sorted(known)}")
-        values["kind_loss"] = tuple((kind, rate) for kind, rate in values["kind_loss"])
-        for name in ("byzantine", "delay_ms", "planted"):
-            values[name] = tuple(values.get(name, ()))
+        for name, value in values.items():
+            if isinstance(value, list):
+                pieces = [tuple(piece) if isinstance(piece, list) else piece for piece in value]
+                values[name] = tuple(pieces)
         return cls(**values)
 
     def command(self) -> str:

@@ -19,7 +19,9 @@ from shoal.consensus.votes import Vote, VoteKind
 from tests.simulation.decoded import decode
 from tests.simulation.verifier import new_view_problem, view_change_problem, vote_message
 
-COUNTED_KINDS = (VoteKind.PREPARE, VoteKind.COMMIT)
+VIEW_CHANGE = 7
+# First bytes of the messages that after_message has something to say about.
+WATCHED = frozenset({int(VoteKind.PREPARE), int(VoteKind.COMMIT), VIEW_CHANGE})
 
 
 class Violation(AssertionError):
@@ -152,9 +154,6 @@ class StateChecker:
 
     def after_message(self, node: int, data: bytes, replica: Replica) -> None:
         """Votes that are counted are signed and stay; VIEW-CHANGEs that are counted are right."""
-        kind = data[0] if data else 0
-        if kind not in (VoteKind.PREPARE, VoteKind.COMMIT, 7):
-            return
         try:
             message = decode(data)
         except ConsensusError:

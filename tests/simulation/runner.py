@@ -28,6 +28,9 @@ class Tally:
     views: int = 0
     virtual_ms: int = 0
     cpu_seconds: float = 0.0
+    # The most that any schedule needed after its chaos.
+    worst_events: int = 0
+    worst_views: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     # The violation as it was raised, and the plan that it was raised in.
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -36,6 +39,8 @@ class Tally:
         self.events += outcome.events
         self.views += outcome.views
         self.virtual_ms += outcome.virtual_ms
+        self.worst_events = max(self.worst_events, outcome.calm_events)
+        self.worst_views = max(self.worst_views, outcome.calm_views)
         self.counts.update(dict(outcome.counts))
 
     def merge(self, other: "Tally") -> None:
@@ -44,6 +49,8 @@ class Tally:
         self.views += other.views
         self.virtual_ms += other.virtual_ms
         self.cpu_seconds += other.cpu_seconds
+        self.worst_events = max(self.worst_events, other.worst_events)
+        self.worst_views = max(self.worst_views, other.worst_views)
         self.counts.update(other.counts)
         self.failures += other.failures
 

@@ -24,9 +24,10 @@ BATCHES: list[tuple[Mode, range]] = [
 ]
 
 
-def regressions() -> list[str]:
-    lines = REGRESSIONS.read_text().splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+def regressions() -> list[tuple[str, str]]:
+    """(plan as JSON, what it found)"""
+    lines = [line for line in REGRESSIONS.read_text().splitlines() if line.startswith("{")]
+    return [(line[: line.rindex("}") + 1], line[line.rindex("}") + 1 :].strip()) for line in lines]
 
 
 @pytest.mark.parametrize(("mode", "seeds"), BATCHES, ids=[f"{m}-{s[0]}" for m, s in BATCHES])
@@ -40,11 +41,10 @@ def test_a_thousand_schedules_are_run() -> None:
     assert sum(len(seeds) for _, seeds in BATCHES) >= 1_000
 
 
-def test_what_once_failed_is_run_for_ever() -> None:
-    for line in regressions():
-        mode, seed, what = line.split(" ", 2)
-        assert mode in MODES and what, "mode, seed, one line of what it found"
-        simulate(draw_plan(mode, int(seed)))
+@pytest.mark.parametrize(("plan", "what"), regressions(), ids=[what for _, what in regressions()])
+def test_what_once_found_something_is_run_for_ever(plan: str, what: str) -> None:
+    assert what
+    simulate(Plan.from_json(plan))
 
 
 @pytest.mark.parametrize("mode", MODES)

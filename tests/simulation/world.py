@@ -149,10 +149,15 @@ class World:
     def _rot(self, index: int) -> None:
         """The node goes down, a bit flips on its disk, and it must refuse to come back."""
         node = self.nodes[index]
+        if node.buried:
+            return
         if node.alive:
             self.driver.crash(node)
         if node.disk.flip_bit():
             self.driver.boot(node)
+        elif self.driver.chaos:
+            self.driver.boot(node)
+            self.work.at(self.work.now_ms + 500, self._rot, index)
         else:
             node.buried = True
 
@@ -163,8 +168,7 @@ class World:
         self.driver.chaos = False
         self.network.heal()
         for index in sorted(self.cluster.rotten):
-            if not self.nodes[index].buried:
-                self._rot(index)
+            self._rot(index)
         liars = set(self.cluster.liars)
         honest = sorted(set(range(self.plan.validators)) - liars - self.cluster.rotten)
         survivors = honest
