@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(notdir $(wildcard proto/*.proto))
 SEED ?= 1
-SCHEDULES ?= 1
+SCHEDULES ?= 5000
 MODE ?= all
 NODES ?= 4
 SECONDS ?= 600
 NETWORK ?= auto
+JOBS ?= 2
+# How many times longer than `make sim` is `make sim-long`.
+N ?= 20
 
-.PHONY: help install proto proto-check format check test sim chaos demo bench compose-test clean
+.PHONY: help install proto proto-check format check test sim sim-long mutants chaos demo bench compose-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -42,8 +45,16 @@ check: install proto-check ## lint, format, types, tidy, stub freshness
 test: install ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-sim: install ## simulate consensus clusters: make sim SEED=7 SCHEDULES=1000 MODE=heal|core|slow|all
-	$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) --mode $(MODE)
+sim: install ## simulate consensus clusters: make sim SEED=7 SCHEDULES=1000 MODE=heal|core|slow|all JOBS=2
+	$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) --mode $(MODE) \
+	    --jobs $(JOBS)
+
+sim-long: install ## the same, N times as many schedules: make sim-long N=20
+	$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $$(($(SCHEDULES) * $(N))) \
+	    --mode $(MODE) --jobs $(JOBS) --shrink
+
+mutants: install ## put planted bugs into consensus/ one by one; fails if the simulator misses one
+	$(BIN)/python -m tests.simulation.mutants --jobs $(JOBS)
 
 chaos: install ## real nodes under real faults, then an audit: make chaos NODES=4 SECONDS=600 SEED=1
 	$(BIN)/python -m tests.chaos --nodes $(NODES) --seconds $(SECONDS) --seed $(SEED) --network $(NETWORK)

@@ -27,6 +27,8 @@ from shoal.consensus.votes import Vote, VoteKind, require_signature
 
 # STABLE votes are kept for this many sequences per signer, the highest ones.
 STABLE_VOTES_PER_SIGNER = 4
+# Own ledgers above the watermark, of up to half a mebibyte each.
+MAX_SNAPSHOTS = 4
 
 
 def result_bytes(result: Result) -> bytes:
@@ -65,6 +67,10 @@ def reach_stability_point(core: Core) -> None:
     """The ledger has reached a multiple of K: keep it, and vote for its digest (PBFT 4.3)."""
     sequence = core.executed
     core.snapshots[sequence] = core.ledger.snapshot()
+    # Who follows by proofs can run far ahead of the last certificate that it has seen. The newest
+    # ledgers are those that the next certificate will be about; where an epoch ends none is newer.
+    while len(core.snapshots) > MAX_SNAPSHOTS:
+        del core.snapshots[min(core.snapshots)]
     announce_stable(core, sequence)
     if core.target is not None and core.target.sequence <= sequence:
         adopt_stability(core, core.target)
@@ -133,7 +139,10 @@ def adopt_stability(core: Core, certificate: Certificate) -> None:
         if core.target is None or core.target.sequence < sequence:
             core.target = certificate
         return
-    snapshot = core.snapshots[sequence]
+    snapshot = core.snapshots.get(sequence)
+    if snapshot is None:
+        # Let go of since; a later certificate will do.
+        return
     assert ledger_digest(snapshot) == certificate.digest, "our ledger differs from a quorum's"
     _move_watermark(core, certificate, snapshot)
 

@@ -62,13 +62,6 @@ def test_deltas_that_are_not_all_here_are_not_written(tmp_path: Path) -> None:
     assert not (store.path(1) / "deltas.bin").exists()
 
 
-def test_only_the_last_few_are_kept(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints")
-    for height in range(1, 7):
-        write(store, height)
-    assert store.heights() == [3, 4, 5, 6]
-
-
 def _remove_a_chunk(directory: Path) -> None:
     next((directory / "chunks").iterdir()).unlink()
 

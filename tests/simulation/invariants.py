@@ -2,127 +2,185 @@
 
 The checker sees what a node would see in production: the messages that leave, the rows that
 are durable at that moment, the effects. It keeps one memory across all nodes and all restarts.
+What is true of a replica's state as such is in replica_state.py.
 """
 
 from collections.abc import Mapping
 
 from shoal.consensus.certificate import parse_certificate
-from shoal.consensus.effects import Decided, Evidence, Restored
+from shoal.consensus.effects import Decided, EpochStarted, Evidence, Restored
+from shoal.consensus.evidence import Evict
 from shoal.consensus.ledger import Executed, Result
-from shoal.consensus.messages import Candidate, NewView, PrePrepare, ViewChange, decode
-from shoal.consensus.pacemaker import open_slot
+from shoal.consensus.messages import Candidate, NewView, PrePrepare, ViewChange
 from shoal.consensus.records import Checkpoint
 from shoal.consensus.replica import Replica
-from shoal.consensus.validators import Validators, Verify
 from shoal.consensus.votes import Vote, VoteKind
-from tests.simulation.verifier import certificate_problem
+from tests.simulation import rows as durable
+from tests.simulation.book import EpochBook
+from tests.simulation.decoded import decode
+from tests.simulation.replica_state import StateChecker, Violation
+
+__all__ = ["Checker", "Violation"]
 
 LOG_VOTES = (VoteKind.PRE_PREPARE, VoteKind.PREPARE, VoteKind.COMMIT)
-
-
-class Violation(AssertionError):
-    """An invariant does not hold."""
+# What certifies something at a sequence of the log. READY is about the end of the epoch before.
+OF_THE_LOG = (VoteKind.PREPARE, VoteKind.COMMIT, VoteKind.STABLE)
 
 
 class Checker:
-    """Remembers everything that was said and decided, and compares."""
+    """Remembers everything that was said and decided, and compares.
 
-    def __init__(self, validators: Validators, verify: Verify, byzantine: frozenset[int]) -> None:
-        self.validators = validators
-        self.verify = verify
+    `keys` are the nodes' in the order of their numbers, `byzantine` the numbers of the liars.
+    """
+
+    def __init__(self, book: EpochBook, keys: tuple[bytes, ...], byzantine: frozenset[int]) -> None:
+        self.book = book
+        self.keys = keys
         self.byzantine = byzantine
-        # Every epoch's keys, as the nodes themselves came to know them: all must agree.
-        self.sets = {0: validators.keys}
+        self.state = StateChecker(book, self.problem_of)
         self._epochs: dict[int, int] = {}
         self._votes: dict[tuple[int, VoteKind, int, int, int], bytes] = {}
         self._commits: dict[int, dict[int, int]] = {}
-        self._left: dict[int, int] = {}
-        self._views: dict[int, tuple[int, int]] = {}
+        self._left: dict[int, tuple[int, int]] = {}
+        self._changes: dict[tuple[int, int, int], bytes] = {}
         self._decided: dict[int, tuple[bytes, Result]] = {}
         self._executed_at: dict[bytes, int] = {}
         self._ledgers: dict[int, bytes] = {}
         self._position: dict[int, int] = {}
         self._compared: dict[int, int] = {}
-        self._proved: set[bytes] = set()
+        self._problems: dict[bytes, str | None] = {}
+        self._settled_by: dict[bytes, int] = {}
 
     def require(self, condition: bool, what: str) -> None:
         if not condition:
             raise Violation(what)
 
+    def on_link(self, number: int, link: bytes) -> None:
+        """Somebody lives in this epoch, or a later one: its proof is worked through once."""
+        problem = self.book.add(number, link)
+        self.require(problem is None, f"epoch {number}: {problem}")
+
+    def on_epoch(
+        self, node: int, started: EpochStarted, link: bytes | None, *, honest: bool
+    ) -> None:
+        """A node says that it is in this epoch now: one set per number, and never backwards."""
+        validators = started.validators
+        if link is not None:
+            self.on_link(validators.epoch, link)
+        page = self.book.page(validators.epoch)
+        self.require(page is not None, "an epoch that nobody proved")
+        same = page is not None and page.keys == validators.keys
+        self.require(same, f"two sets for epoch {validators.epoch}")
+        if not honest:
+            return
+        before = self._epochs.get(node, 0)
+        self.require(validators.epoch >= before, "an epoch went backwards")
+        if validators.epoch > before:
+            self._epochs[node] = validators.epoch
+            self._commits.pop(node, None)
+
     def on_send(self, node: int, data: bytes, rows: Mapping[str, bytes]) -> None:
         """An honest node lets this message out while these rows are durable."""
         message = decode(data)
         match message:
-            case PrePrepare(vote, _) | Candidate(vote, _):
-                self._on_vote(node, vote, rows)
             case Vote():
                 self._on_vote(node, message, rows)
+            case PrePrepare(vote, _) | Candidate(vote, _):
+                self._on_vote(node, vote, rows)
             case ViewChange():
-                self._on_view_change(node, message, rows)
+                self._on_view_change(node, message, data, rows)
             case NewView():
                 self._on_new_view(node, message)
             case _:
                 pass
 
+    def _is(self, node: int, epoch: int, signer: int) -> bool:
+        """Whether this index of this epoch is this node; nobody else's votes are its own."""
+        return self.book.key(epoch, signer) == self.keys[node]
+
     def _on_vote(self, node: int, vote: Vote, rows: Mapping[str, bytes]) -> None:
-        self.require(self._is(node, vote.epoch, vote.signer), "a node sends only its own votes")
+        mine = self._is(node, vote.epoch, vote.signer)
+        self.require(mine, "a node sends only its own votes, in epochs whose set it is in")
         self._once(node, vote.kind, vote.epoch, vote.view, vote.sequence, vote.digest)
-        attests = vote.kind in (VoteKind.ATTEST, VoteKind.CANDIDATE)
-        family = "attestor" if attests else "replica"
-        settled = self._settled(rows) if family == "replica" else 0
-        row = rows.get(f"{family}/vote/{vote.epoch}/{int(vote.kind)}/{vote.view}/{vote.sequence}")
-        durable = row is not None and row[:32] == vote.digest
-        self.require(durable or vote.sequence <= settled, f"{vote.kind.name} before its row")
+        kept = durable.vote_digest(rows, vote) == vote.digest
+        settled = durable.has_link(rows, vote.epoch + 1) or (
+            vote.kind <= VoteKind.STABLE and vote.sequence <= self._settled(rows)
+        )
+        self.require(kept or settled, f"{vote.kind.name} before its row")
         if vote.kind in LOG_VOTES:
-            self.require(vote.view >= self._left.get(node, 0), "a vote in a view that was left")
-        if vote.kind is VoteKind.COMMIT and vote.sequence > settled:
-            proof = rows.get(f"replica/prepared/{vote.sequence}")
+            where = (vote.epoch, vote.view)
+            self.require(where >= self._left.get(node, (0, 0)), "a vote in a view that was left")
+            self._in_its_time(node, vote, rows)
+        if vote.kind is not VoteKind.COMMIT:
+            return
+        if not settled:
+            proof = durable.prepared_certificate(rows, vote.sequence)
             self.require(proof is not None, "COMMIT without a durable prepared certificate")
             certificate = parse_certificate(proof or b"")
-            same = (certificate.view, certificate.digest) == (vote.view, vote.digest)
+            same = (certificate.epoch, certificate.view, certificate.digest) == (
+                vote.epoch,
+                vote.view,
+                vote.digest,
+            )
             self.require(same, "COMMIT with another prepared certificate")
-            self._prove(certificate.to_bytes())
-        if vote.kind is VoteKind.COMMIT:
+            self._prove(proof or b"")
+        if vote.epoch == self._epochs.get(node, 0):
             theirs = self._commits.setdefault(node, {})
             theirs[vote.sequence] = max(theirs.get(vote.sequence, 0), vote.view)
 
+    def _in_its_time(self, node: int, vote: Vote, rows: Mapping[str, bytes]) -> None:
+        """The barrier: an epoch that has started, and no vote beyond an open stability point."""
+        interval, executed = self.book.interval, self._position.get(node, 0)
+        horizon = (executed // interval + 1) * interval
+        self.require(vote.sequence <= horizon, "a vote beyond a stability point not yet executed")
+        problem = self.book.problem_at(vote.epoch, vote.sequence)
+        self.require(problem is None, f"{vote.kind.name}: {problem}")
+        page = self.book.page(vote.epoch)
+        if vote.epoch and page is not None and executed <= page.start:
+            ready = durable.ready_certificate(rows)
+            self.require(ready is not None, "a vote before its epoch has started")
+            certificate = parse_certificate(ready or b"")
+            claim = (certificate.kind, certificate.epoch, certificate.sequence)
+            right = claim == (VoteKind.READY, vote.epoch, page.start)
+            # One step may cross several epochs (alone, a node is its own quorum): its rows are
+            # those of the last one before the first of its votes leaves.
+            right = right or certificate.epoch > vote.epoch
+            self.require(right, "an epoch started by something else than its READY quorum")
+            self._prove(ready or b"")
+
     def _settled(self, rows: Mapping[str, bytes]) -> int:
-        stable = rows.get("replica/stable")
-        return parse_certificate(stable).sequence if stable is not None else 0
-
-    def _is(self, node: int, epoch: int, signer: int) -> bool:
-        """Whether this index of this epoch is this node (node numbers are those of epoch 0)."""
-        return self.sets[epoch][signer] == self.validators.keys[node]
-
-    def on_epoch(self, node: int, validators: Validators) -> None:
-        known = self.sets.setdefault(validators.epoch, validators.keys)
-        self.require(known == validators.keys, f"two sets for epoch {validators.epoch}")
-        before = self._epochs.get(node, 0)
-        self.require(validators.epoch >= before, "an epoch went backwards")
-        if validators.epoch > before:
-            self._epochs[node] = validators.epoch
-            self._left.pop(node, None)
-            self._commits.pop(node, None)
+        """The watermark that is durable in these rows."""
+        proof = durable.stability_certificate(rows)
+        if proof is None:
+            return 0
+        known = self._settled_by.get(proof)
+        if known is None:
+            known = self._settled_by[proof] = parse_certificate(proof).sequence
+        return known
 
     def _once(
         self, node: int, kind: VoteKind, epoch: int, view: int, sequence: int, digest: bytes
     ) -> None:
         key = (node, kind, epoch, view, sequence)
         known = self._votes.setdefault(key, digest)
-        self.require(known == digest, f"double vote {kind.name} view {view} sequence {sequence}")
+        if known != digest:
+            raise Violation(f"double vote {kind.name} view {view} sequence {sequence}")
 
-    def _on_view_change(self, node: int, change: ViewChange, rows: Mapping[str, bytes]) -> None:
+    def _on_view_change(
+        self, node: int, change: ViewChange, data: bytes, rows: Mapping[str, bytes]
+    ) -> None:
         # Own ones only; older ones may be repeated, so only the newest one moves the mark.
-        self.require(
-            self._is(node, change.epoch, change.signer), "a node sends only its own VIEW-CHANGEs"
-        )
-        row = rows.get("replica/view", bytes(10))
-        entered = int.from_bytes(row[:8], "big") >= change.view and row[8] == 1
-        durable = entered or f"replica/view-change/{change.view}" in rows
-        self.require(durable, "VIEW-CHANGE before its row")
-        if change.view <= self._left.get(node, 0):
+        mine = self._is(node, change.epoch, change.signer)
+        self.require(mine, "a node sends only its own VIEW-CHANGEs")
+        over = durable.has_link(rows, change.epoch + 1)
+        self.require(over or durable.has_left_for(rows, change.view), "VIEW-CHANGE before its row")
+        known = self._changes.setdefault((node, change.epoch, change.view), data)
+        self.require(known == data, "two different VIEW-CHANGEs for one view")
+        if (change.epoch, change.view) <= self._left.get(node, (0, 0)):
             return
-        self._left[node] = change.view
+        self._left[node] = (change.epoch, change.view)
+        if change.epoch != self._epochs.get(node, 0):
+            return
         proved = {proof.sequence: proof.view for proof in change.prepared}
         for sequence, view in self._commits.get(node, {}).items():
             if sequence > change.low:
@@ -148,6 +206,8 @@ class Checker:
         self._prove(decided.certificate.to_bytes())
         if isinstance(decided.operation, Checkpoint):
             self._prove(decided.operation.attestation.to_bytes())
+        if isinstance(decided.operation, Evict) and isinstance(decided.result, Executed):
+            self._lied(decided.operation.member, "an honest node was evicted")
 
     def on_restored(self, node: int, restored: Restored) -> None:
         sequence = restored.ledger.sequence
@@ -157,30 +217,22 @@ class Checker:
         self._same_ledger(sequence, restored.ledger.digest())
 
     def on_evidence(self, evidence: Evidence) -> None:
-        liar = self.validators.keys.index(evidence.signer)
-        self.require(liar in self.byzantine, f"false accusation: {evidence.kind}")
+        self._lied(evidence.signer, f"false accusation: {evidence.kind}")
+
+    def _lied(self, key: bytes, otherwise: str) -> None:
+        self.require(key in {self.keys[liar] for liar in self.byzantine}, otherwise)
 
     def on_started(self, node: int, applied: int) -> None:
         self._position[node] = applied
+        self.state.on_started(node)
+
+    def after_message(self, node: int, data: bytes, replica: Replica) -> None:
+        """What an honest replica made of a message that it was sent."""
+        self.state.after_message(node, data, replica)
 
     def after_step(self, node: int, replica: Replica) -> None:
-        """State that can be compared at any time: views, watermarks, ledgers, sizes."""
-        core = replica._core
-        where = (core.epoch, core.view)
-        self.require(where >= self._views.get(node, (0, 0)), "a view went backwards")
-        self._views[node] = where
-        self.require(core.low <= core.executed, "watermark above what was executed")
-        low, high = core.low, core.low + core.window
-        for log in (core.slots, core.prepared):
-            if log:
-                self.require(low < min(log) and max(log) <= high, "log outside the window")
-        self.require(len(core.committed) <= 3 * core.window, "too much kept")
-        if core.active:
-            waits = bool(core.pending or core.ledger.boundary) or open_slot(core) is not None
-            between = not core.started or core.ledger.epoch.number != core.epoch
-            waits = waits and core.safety is not None and not between
-            runs = "progress" in core.outbox.timers
-            self.require(waits == runs, "the progress timer runs exactly while something waits")
+        """State that can be compared at any time: sizes, timers, views, ledgers."""
+        core = self.state.after_step(node, replica)
         if core.executed != self._compared.get(node):
             self._compared[node] = core.executed
             self._same_ledger(core.executed, core.ledger.digest())
@@ -189,17 +241,21 @@ class Checker:
         known = self._ledgers.setdefault(sequence, digest)
         self.require(known == digest, f"ledgers differ at {sequence}")
 
+    def problem_of(self, data: bytes) -> str | None:
+        """Why these bytes of a certificate prove nothing, found out once for equal bytes.
+
+        They are checked with the set of the epoch that they name, and where that epoch had a say.
+        """
+        if data not in self._problems:
+            certificate = parse_certificate(data)
+            problem = self.book.problem_of(data)
+            if problem is None and certificate.kind in OF_THE_LOG:
+                problem = self.book.problem_at(certificate.epoch, certificate.sequence)
+            if problem == "unknown epoch":
+                return problem
+            self._problems[data] = problem
+        return self._problems[data]
+
     def _prove(self, data: bytes) -> None:
-        if data in self._proved:
-            return
-        epoch = int.from_bytes(data[1:9], "big")
-        problem = certificate_problem(
-            data,
-            mesh_id=self.validators.mesh_id,
-            epoch=epoch,
-            keys=self.sets[epoch],
-            interval=self.validators.interval,
-            verify=self.verify,
-        )
+        problem = self.problem_of(data)
         self.require(problem is None, f"certificate does not verify: {problem}")
-        self._proved.add(data)

@@ -1,11 +1,10 @@
-"""Signatures for simulated nodes: keyed BLAKE2 as a rule, real Ed25519 in some schedules.
+"""Signatures for simulated nodes: a memory of what was signed as a rule, real Ed25519 in some.
 
-The fake is unforgeable inside the simulation, because verification looks the secret up by the
-public key and adversaries are only ever given their own signer.
+The fake is unforgeable inside the simulation: a signature is valid when the key's own signer
+made it for this very message, and adversaries are only ever given the signers of liars.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 
 from cryptography.exceptions import InvalidSignature
@@ -21,7 +20,8 @@ class Keyring:
     def __init__(self, seed: str, *, real: bool) -> None:
         self._seed = seed
         self._real = real
-        self._secrets: dict[bytes, bytes] = {}
+        # Fake: signature -> (public key, message). Real: those found valid before.
+        self._signed: dict[bytes, tuple[bytes, bytes]] = {}
 
     def identity(self, name: str) -> tuple[bytes, Sign]:
         """(public key, sign function), the same for the same name."""
@@ -30,25 +30,27 @@ class Keyring:
             private = Ed25519PrivateKey.from_private_bytes(secret)
             return private.public_key().public_bytes_raw(), private.sign
         public = hashlib.sha256(b"public" + secret).digest()
-        self._secrets[public] = secret
-        return public, _fake_signer(secret)
+        return public, self._fake_signer(public, secret)
 
     def verify(self, public: bytes, message: bytes, signature: bytes) -> bool:
-        if self._real:
-            try:
-                Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-            except (InvalidSignature, ValueError):
-                return False
+        if self._signed.get(signature) == (public, message):
             return True
-        secret = self._secrets.get(public)
-        return secret is not None and _fake_signer(secret)(message) == signature
+        if not self._real:
+            return False
+        try:
+            Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        self._signed[signature] = (public, message)
+        return True
 
+    def _fake_signer(self, public: bytes, secret: bytes) -> Sign:
+        def sign(message: bytes) -> bytes:
+            signature = hashlib.blake2b(message, key=secret, digest_size=64).digest()
+            self._signed[signature] = (public, message)
+            return signature
 
-def _fake_signer(secret: bytes) -> Callable[[bytes], bytes]:
-    def sign(message: bytes) -> bytes:
-        return hashlib.blake2b(message, key=secret, digest_size=64).digest()
-
-    return sign
+        return sign
 
 
 def make_join(keyring: Keyring, mesh_id: bytes, number: int) -> Join:

@@ -1,0 +1,218 @@
+"""Who wants which validator set while everything breaks, and which sets may come of it.
+
+A wish is one change that a client pursues during the chaos: it has a quorum of honest validators
+approve it, or a member say goodbye or come back, and asks again until it sees it done. Whether it
+is done in the end is not for the client to say, so every set that any part of the open wishes
+could give must be one in which at most f are faulty. Of those that survive in core mode enough
+must be in each of these sets.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+
+from shoal.consensus.changes import Approve, Change, ChangeKind
+from shoal.consensus.ledger import Ledger
+from shoal.consensus.records import Join, Leave, operation_bytes
+from tests.simulation.book import EpochBook
+from tests.simulation.clockwork import Clockwork
+from tests.simulation.cluster import Cluster
+from tests.simulation.driver import Driver
+from tests.simulation.node import SimulatedNode
+
+KINDS = ("promote", "promote", "demote", "leave", "rejoin", "expel", "parameters")
+# Times in Joins and Leaves; those of the genesis are 0.
+TIME_MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """`kind` and whom it concerns (a node's number; -1 for parameters)."""
+
+    kind: str
+    node: int
+    time_ms: int
+
+
+def _subsets(things: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:
+    pool = sorted(things)
+    return chain.from_iterable(combinations(pool, size) for size in range(len(pool) + 1))
+
+
+class Changes:
+    """Draws wishes, pursues them, and knows what may still come of them."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        book: EpochBook,
+        driver: Driver,
+        *,
+        rng: random.Random,
+        work: Clockwork,
+    ) -> None:
+        self.cluster = cluster
+        self.book = book
+        self.driver = driver
+        self.rng = rng
+        self.work = work
+        self.open: list[Wish] = []
+        faulty = {*cluster.liars, *cluster.rotten}
+        self._faulty = {cluster.keys[index] for index in faulty}
+        self._liars = {cluster.keys[index] for index in cluster.liars}
+        self._honest = [i for i in range(len(cluster.keys)) if i not in faulty]
+
+    def plan(self, count: int, until_ms: int) -> None:
+        """So many wishes come up during the chaos."""
+        for _ in range(count):
+            self.work.at(self.rng.randint(0, until_ms), self._come_up)
+
+    # Which sets there may be.
+
+    def _nodes(self) -> list[SimulatedNode]:
+        return [self.driver.nodes[index] for index in self._honest]
+
+    def furthest(self) -> Ledger | None:
+        """The ledger that has come furthest, of the honest nodes that are up."""
+        ledgers = [node.replica.ledger for node in self._nodes() if node.replica is not None]
+        return max(ledgers, key=lambda ledger: ledger.sequence, default=None)
+
+    def possible_sets(self, wishes: Iterable[Wish]) -> set[frozenset[bytes]]:
+        """Every set that is in force somewhere, or may come to be so."""
+        earliest = min(node.epoch for node in self._nodes())
+        bases = {frozenset(page.keys) for page in self.book.pages[earliest:]}
+        ledger = self.furthest()
+        if ledger is not None:
+            bases.add(frozenset(ledger.epoch.keys))
+        loose = {self.cluster.keys[wish.node] for wish in wishes if wish.node >= 0}
+        return {
+            (base - loose - set(evicted)) | set(chosen)
+            for base in bases
+            for evicted in _subsets(self._liars & base)
+            for chosen in _subsets(loose)
+        } - {frozenset()}
+
+    def survivors(self, candidates: list[int]) -> set[int]:
+        """As few of these as hold a quorum of every possible set, drawn at random."""
+        sets = self.possible_sets(self.open)
+        left = list(candidates)
+        for index in self.rng.sample(candidates, len(candidates)):
+            fewer = {self.cluster.keys[other] for other in left if other != index}
+            if all(len(fewer & one) >= _quorum(len(one)) for one in sets):
+                left.remove(index)
+        return set(left)
+
+    # Wishes.
+
+    def _come_up(self) -> None:
+        ledger = self.furthest()
+        if ledger is None or not self.driver.chaos:
+            return
+        self._drop_settled(ledger)
+        taken = {wish.node for wish in self.open}
+        for kind in self.rng.sample(KINDS, len(KINDS)):
+            node = self.rng.choice([-1] if kind == "parameters" else self._honest)
+            wish = Wish(kind, node, TIME_MS + self.work.now_ms)
+            if node in taken or not self._makes_sense(wish, ledger):
+                continue
+            sets = self.possible_sets([*self.open, wish])
+            if all(len(one & self._faulty) <= (len(one) - 1) // 3 for one in sets):
+                self.open.append(wish)
+                self.driver.counts[f"wish {kind}"] += 1
+                self._pursue(wish)
+                return
+
+    def _makes_sense(self, wish: Wish, ledger: Ledger) -> bool:
+        if wish.kind == "parameters":
+            return True
+        key = self.cluster.keys[wish.node]
+        member, votes = key in ledger.members, key in ledger.coming_validators()
+        match wish.kind:
+            case "promote":
+                return member and not votes
+            case "demote" | "expel":
+                return member and votes
+            case "leave":
+                return member
+            case _:
+                return not member and not ledger.is_evicted(key)
+
+    def _drop_settled(self, ledger: Ledger) -> None:
+        self.open = [wish for wish in self.open if not self._is_settled(wish, ledger)]
+
+    def _is_settled(self, wish: Wish, ledger: Ledger) -> bool:
+        if wish.kind == "parameters":
+            return ledger.epoch.parameters == _parameters(wish)
+        key = self.cluster.keys[wish.node]
+        match wish.kind:
+            case "promote":
+                return key in ledger.epoch.keys
+            case "rejoin":
+                return key in ledger.members
+            case _:
+                gone = key not in ledger.members or wish.kind == "demote"
+                return gone and key not in ledger.epoch.keys
+
+    def _pursue(self, wish: Wish) -> None:
+        """Submit what the wish needs, at whoever would take it, and look again later."""
+        ledger = self.furthest()
+        if not self.driver.chaos or wish not in self.open:
+            return
+        if ledger is not None:
+            self._drop_settled(ledger)
+            if wish not in self.open:
+                return
+        for operation, node in self._operations(wish):
+            if node.replica is not None and node.replica.check(operation) is None:
+                self.driver.submit(node, operation)
+        self.work.at(self.work.now_ms + self.rng.randint(300, 2_000), self._pursue, wish)
+
+    def _operations(self, wish: Wish) -> list[tuple[bytes, SimulatedNode]]:
+        if wish.kind in ("leave", "rejoin"):
+            operation = self._own_word(wish)
+            return [(operation, self.rng.choice(self._nodes()))]
+        member = self.cluster.keys[wish.node] if wish.node >= 0 else None
+        change = (
+            Change(ChangeKind.PARAMETERS, parameters=_parameters(wish))
+            if member is None
+            else Change(ChangeKind[wish.kind.upper()], member)
+        )
+        return [
+            (self._approval(change, node), node)
+            for node in self._nodes()
+            if node.replica is not None
+        ]
+
+    def _own_word(self, wish: Wish) -> bytes:
+        identity, mesh_id = self.cluster.identities[wish.node], self.cluster.mesh_id
+        said: Leave | Join
+        if wish.kind == "leave":
+            said = Leave(member=identity.public, time_ms=wish.time_ms)
+        else:
+            said = Join(
+                member=identity.public,
+                address="again:1",
+                shard_tokens=1_000,
+                share_permille=500,
+                time_ms=wish.time_ms,
+            )
+        return operation_bytes(replace(said, signature=identity.sign(said.signed_bytes(mesh_id))))
+
+    def _approval(self, change: Change, node: SimulatedNode) -> bytes:
+        assert node.replica is not None
+        approve = Approve(
+            change=change,
+            epoch=node.replica.validators.epoch,
+            validator=node.identity.public,
+        )
+        signature = node.identity.sign(approve.signed_bytes(self.cluster.mesh_id))
+        return operation_bytes(replace(approve, signature=signature))
+
+
+def _parameters(wish: Wish) -> bytes:
+    return b"parameters since %d" % wish.time_ms
+
+
+def _quorum(n: int) -> int:
+    return (n + (n - 1) // 3 + 2) // 2
