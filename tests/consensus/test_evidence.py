@@ -276,12 +276,17 @@ def test_a_liar_is_found_out_and_put_out_by_the_log_for_good(kind: VoteKind) -> 
 
 def test_the_same_lie_is_reported_once_and_evicts_once() -> None:
     mesh = Mesh(4)
-    lie = operation_bytes(evidence_of_votes(vote(ONE), vote(OTHER), mesh.keys[LIAR]))
+
+    def lie_of(view: int) -> bytes:
+        one, other = (
+            mesh.vote(VoteKind.PREPARE, LIAR, view=view, sequence=3, digest=digest)
+            for digest in (ONE, OTHER)
+        )
+        return operation_bytes(evidence_of_votes(one, other, mesh.keys[LIAR]))
+
+    lie, another = lie_of(1), lie_of(7)
     mesh.order([lie])
     assert mesh.voters() == [0, 1, 3]
-    another = operation_bytes(
-        evidence_of_votes(vote(ONE, view=7), vote(OTHER, view=7), mesh.keys[LIAR])
-    )
     assert mesh.replicas[0].check(another) == "not-a-member"
     assert mesh.replicas[0].check(lie) == "already-executed"
 

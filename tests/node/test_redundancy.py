@@ -57,7 +57,8 @@ def test_a_joiner_that_is_lied_to_by_its_contact_gets_the_model_from_the_others(
         try:
             for node in nodes:
                 await node.start()
-            await until(lambda: all(node.height >= 1 for node in nodes), nodes)
+            # On the disk, that is: the anchor in memory comes first.
+            await until(lambda: all(node.node.holdings.whole_heights() for node in nodes), nodes)
             liar = nodes[0]
             honest_chunk = liar.node.holdings.chunk
 
