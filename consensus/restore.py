@@ -134,14 +134,22 @@ def _restore_view(core: Core, rows: Mapping[str, bytes]) -> None:
 def _restore_slots(core: Core, rows: Mapping[str, bytes]) -> None:
     """Accepted proposals, prepared certificates and our own votes of the current view."""
     for sequence, value in numbered(rows, "prepared"):
-        core.prepared[sequence] = parse_certificate(value)
+        certificate = parse_certificate(value)
+        if sequence <= core.low or certificate.epoch != core.epoch:
+            core.persist(f"prepared/{sequence}", None)
+        else:
+            core.prepared[sequence] = certificate
     core.next_sequence = max(core.plan_end, core.executed, core.low) + 1
     if core.safety is None or not core.active:
         return
     for sequence, value in numbered(rows, "accept"):
         reader = Reader(value)
         vote = read_vote(VoteKind(reader.u8()), reader)
-        if vote.view == core.view:
+        if sequence <= core.low or vote.epoch != core.epoch:
+            # Not loaded at an earlier start, since its view was over, and so not forgotten with
+            # the log; the same view of another epoch is not the same view.
+            core.persist(f"accept/{sequence}", None)
+        elif vote.view == core.view:
             core.slot(sequence).proposal = vote
             prepare = core.safety.recall(VoteKind.PREPARE, view=core.view, sequence=sequence)
             if prepare is not None:
@@ -149,6 +157,8 @@ def _restore_slots(core: Core, rows: Mapping[str, bytes]) -> None:
     for sequence in core.safety.sequences(VoteKind.PRE_PREPARE, view=core.view):
         core.next_sequence = max(core.next_sequence, sequence + 1)
     for sequence in core.safety.sequences(VoteKind.COMMIT, view=core.view):
+        if sequence <= core.low:
+            continue
         commit = core.safety.recall(VoteKind.COMMIT, view=core.view, sequence=sequence)
         assert commit is not None
         core.slot(sequence).commits[core.safety.me] = {core.view: commit}

@@ -110,6 +110,8 @@ class Checker:
         if vote.kind in LOG_VOTES:
             where = (vote.epoch, vote.view)
             self.require(where >= self._left.get(node, (0, 0)), "a vote in a view that was left")
+            entered = durable.has_link(rows, vote.epoch + 1) or durable.may_vote_in(rows, vote.view)
+            self.require(entered, "a vote in a view that was not entered")
             self._in_its_time(node, vote, rows)
         if vote.kind is not VoteKind.COMMIT:
             return
@@ -136,15 +138,13 @@ class Checker:
         problem = self.book.problem_at(vote.epoch, vote.sequence)
         self.require(problem is None, f"{vote.kind.name}: {problem}")
         page = self.book.page(vote.epoch)
-        if vote.epoch and page is not None and executed <= page.start:
+        over = durable.has_link(rows, vote.epoch + 1)
+        if vote.epoch and page is not None and executed <= page.start and not over:
             ready = durable.ready_certificate(rows)
             self.require(ready is not None, "a vote before its epoch has started")
             certificate = parse_certificate(ready or b"")
             claim = (certificate.kind, certificate.epoch, certificate.sequence)
             right = claim == (VoteKind.READY, vote.epoch, page.start)
-            # One step may cross several epochs (alone, a node is its own quorum): its rows are
-            # those of the last one before the first of its votes leaves.
-            right = right or certificate.epoch > vote.epoch
             self.require(right, "an epoch started by something else than its READY quorum")
             self._prove(ready or b"")
 

@@ -33,6 +33,13 @@ def has_link(rows: Rows, epoch: int) -> bool:
     return f"replica/epoch/{epoch:08d}" in rows
 
 
+def may_vote_in(rows: Rows, view: int) -> bool:
+    """Whether this view has been entered, or has been left in the very step that voted."""
+    row = rows.get("replica/view", bytes(8) + bytes([1]))
+    where, active = int.from_bytes(row[:8], "big"), row[8] == 1
+    return where > view or (where == view and active)
+
+
 def has_left_for(rows: Rows, view: int) -> bool:
     """Whether a VIEW-CHANGE to this view is durable, or the view itself was entered since."""
     row = rows.get("replica/view", bytes(10))
