@@ -13,12 +13,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-from tests.simulation import mutations, mutations_view
+from tests.simulation import mutations, mutations_epoch, mutations_view
 from tests.simulation.mutation import Mutant, mutated
 from tests.simulation.plan import draw_plan
 from tests.simulation.runner import failure_of
 
-MUTANTS: tuple[Mutant, ...] = (*mutations.MUTANTS, *mutations_view.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *mutations.MUTANTS,
+    *mutations_view.MUTANTS,
+    *mutations_epoch.MUTANTS,
+)
 CAUSE_CHARACTERS = 60
 
 
