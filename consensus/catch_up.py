@@ -11,9 +11,10 @@ has executed more since the last answer.
 """
 
 from dataclasses import replace
+from typing import TypeVar
 
 from shoal.consensus.certificate import check_certificate
-from shoal.consensus.epoch_change import announce_ready, on_epochs, own_ready
+from shoal.consensus.epoch_change import announce_ready, own_ready
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.execution import (
     execute_ready,
@@ -41,6 +42,8 @@ from shoal.consensus.records import operation_digest
 from shoal.consensus.state import Core
 from shoal.consensus.votes import VoteKind
 
+T = TypeVar("T")
+
 MAX_ANSWERED_PEERS = 1024
 # Decided operations in one answer, in bytes; at least one is always sent.
 ANSWER_BYTES = 1024 * 1024
@@ -64,10 +67,7 @@ def on_status_timer(core: Core) -> None:
 def ask(core: Core, peer: bytes) -> None:
     """Tell this peer where we stand, since it may have what we lack; not too often."""
     if core.now_ms - core.asked.get(peer, -core.config.timeout_ms) >= core.config.timeout_ms // 4:
-        core.asked.pop(peer, None)
-        core.asked[peer] = core.now_ms
-        if len(core.asked) > MAX_ANSWERED_PEERS:
-            del core.asked[next(iter(core.asked))]
+        _note(core.asked, peer, core.now_ms)
         core.send(peer, build_status(core))
 
 
@@ -155,23 +155,23 @@ def _may_answer(core: Core, peer: bytes, status: Status) -> bool:
     progressed = last_executed < status.executed <= core.executed
     if core.now_ms - last_ms < core.config.timeout_ms // 4 and not progressed:
         return False
-    core.answered.pop(peer, None)
-    core.answered[peer] = (core.now_ms, status.executed)
-    if len(core.answered) > MAX_ANSWERED_PEERS:
-        del core.answered[next(iter(core.answered))]
+    _note(core.answered, peer, (core.now_ms, status.executed))
     return True
+
+
+def _note(table: dict[bytes, T], peer: bytes, value: T) -> None:
+    """Keep what is to be known of this peer, and of the last so many others."""
+    table.pop(peer, None)
+    table[peer] = value
+    if len(table) > MAX_ANSWERED_PEERS:
+        del table[next(iter(table))]
 
 
 def _send_epochs(core: Core, peer: bytes, status: Status) -> None:
     """To a peer in an earlier epoch: what was decided there, and the way into the next ones."""
     if status.executed + 1 in core.decisions:
         link = core.epochs.link(status.epoch + 1)
-        size, sequence = 0, status.executed + 1
-        while sequence <= link.record.start and size <= ANSWER_BYTES:
-            decision = core.decisions[sequence]
-            core.send(peer, CommitProof(decision.operation, decision.certificate))
-            size += len(decision.operation)
-            sequence += 1
+        _send_proofs(core, peer, range(status.executed + 1, link.record.start + 1))
         core.send(peer, Epochs((link,)))
         return
     # One message holds only so many links, so they go on from the last that the peer has.
@@ -192,8 +192,13 @@ def _send_decisions(core: Core, peer: bytes, status: Status) -> None:
         position = core.low
     elif status.low < core.low <= position and core.stability is not None:
         core.send(peer, Stability(core.stability))
+    _send_proofs(core, peer, range(position + 1, position + core.window + 1))
+
+
+def _send_proofs(core: Core, peer: bytes, sequences: range) -> None:
+    """The decisions at these sequences, as far as they are here and one answer reaches."""
     size = 0
-    for sequence in range(position + 1, position + core.window + 1):
+    for sequence in sequences:
         decision = core.decisions.get(sequence)
         if decision is None or size > ANSWER_BYTES:
             return
@@ -277,14 +282,8 @@ def on_stability(core: Core, message: Stability) -> None:
     """A stability certificate, perhaps with the ledger that it certifies."""
     certificate = message.certificate
     on_stability_certificate(core, certificate)
-    if message.ledger and core.executed < certificate.sequence and core.low < certificate.sequence:
+    if message.ledger and core.executed < certificate.sequence:
         install_snapshot(core, certificate, message.ledger)
-
-
-def on_epoch_proofs(core: Core, message: Epochs) -> None:
-    """Proofs of later epochs: where they end our own, go there or fetch what is missing."""
-    for certificate in on_epochs(core, message):
-        on_stability_certificate(core, certificate)
 
 
 def on_request(core: Core, operation: bytes) -> bool:

@@ -152,19 +152,17 @@ def _start(core: Core, certificate: Certificate) -> None:
     core.persist("ready", certificate.to_bytes())
 
 
-def on_epochs(core: Core, message: Epochs) -> list[Certificate]:
-    """Proofs of epochs: keep what follows from what we know; returns the stability certificates.
+def on_epochs(core: Core, message: Epochs) -> None:
+    """Proofs of epochs: keep what follows from what we know.
 
-    The certificate that proves the next epoch is also the last stability point of ours, which
-    the caller adopts.
+    The certificate that proves the next epoch is also the last stability point of ours;
+    execution.follow_epochs adopts it after the step.
     """
-    reached: list[Certificate] = []
     for link in message.links:
         if link.record.number <= core.epochs.last:
             continue
         core.epochs.check(link, core.verifier.verify)
         learn_epoch(core, link)
-        reached.append(link.certificate)
     ready = message.ready
     if ready is not None and ready.epoch == core.epoch and not core.started:
         claim = (VoteKind.READY, core.start, core.epochs.link(core.epoch).certificate.digest)
@@ -172,4 +170,3 @@ def on_epochs(core: Core, message: Epochs) -> list[Certificate]:
             raise ConsensusError("ready-of-something-else")
         check_certificate(ready, core.verifier)
         _start(core, ready)
-    return reached

@@ -132,7 +132,7 @@ class Replica:
             case Status():
                 catch_up.on_status(core, sender, message)
             case Epochs():
-                catch_up.on_epoch_proofs(core, message)
+                epoch_change.on_epochs(core, message)
             case _ if core.safety is None:
                 # An observer believes proofs, not votes, so it has no use for anything else.
                 raise ConsensusError("not-for-observers")

@@ -145,11 +145,12 @@ def _restore_slots(core: Core, rows: Mapping[str, bytes]) -> None:
     for sequence, value in numbered(rows, "accept"):
         reader = Reader(value)
         vote = read_vote(VoteKind(reader.u8()), reader)
-        if sequence <= core.low or vote.epoch != core.epoch:
-            # Not loaded at an earlier start, since its view was over, and so not forgotten with
-            # the log; the same view of another epoch is not the same view.
+        here = (vote.epoch, vote.view) == (core.epoch, core.view)
+        if sequence <= core.low or not here:
+            # Its view is over for good. A row that is not taken up would never be forgotten with
+            # the log, and the same view of a later epoch is another view.
             core.persist(f"accept/{sequence}", None)
-        elif vote.view == core.view:
+        else:
             core.slot(sequence).proposal = vote
             prepare = core.safety.recall(VoteKind.PREPARE, view=core.view, sequence=sequence)
             if prepare is not None:

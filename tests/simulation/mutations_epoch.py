@@ -125,12 +125,12 @@ def ready_not_sent_again(patch: Patch) -> None:
 
 
 def ready_of_anything(patch: Patch) -> None:
-    def on_epochs(core: Any, message: Any) -> Any:
+    def on_epochs(core: Any, message: Any) -> None:
         ready = message.ready
         if ready is not None and ready.epoch == core.epoch and not core.started:
             epoch_change._start(core, ready)
-            return []
-        return original(core, message)
+        else:
+            original(core, message)
 
     original = patch.everywhere(epoch_change, "on_epochs", on_epochs)
 
