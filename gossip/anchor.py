@@ -114,7 +114,7 @@ class Anchor:
         """SHA-256 of each 64 KiB of the little-endian int32 bytes, the last piece shorter."""
         values = self.values.cpu().numpy().astype("<i4", copy=False)
         data = values.view(np.uint8)
-        return [_leaf(data[at : at + LEAF_BYTES]) for at in range(0, data.size, LEAF_BYTES)]
+        return leaves_of(data.data)
 
     def root(self) -> bytes:
         """32 bytes that are equal exactly where schema and all values are."""
@@ -166,7 +166,11 @@ def bind_root(schema_digest: bytes, total: int, nodes: Sequence[bytes]) -> bytes
     return hashlib.sha256(bound + merkle_root(nodes)).digest()
 
 
-def _leaf(data: NDArray[np.uint8]) -> bytes:
-    leaf = hashlib.sha256(b"\x00")
-    leaf.update(data.data)
-    return leaf.digest()
+def leaves_of(data: memoryview) -> list[bytes]:
+    """SHA-256 of each 64 KiB of an anchor's bytes, or of one chunk's, the last piece shorter."""
+    leaves = []
+    for start in range(0, len(data), LEAF_BYTES):
+        leaf = hashlib.sha256(b"\x00")
+        leaf.update(data[start : start + LEAF_BYTES])
+        leaves.append(leaf.digest())
+    return leaves

@@ -7,10 +7,9 @@ root: whoever has the certified root can check a list of addresses without a byt
 then each chunk alone, whoever it comes from.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
-from shoal.gossip.anchor import CHUNK_BYTES, LEAF_BYTES, bind_root, merkle_root
+from shoal.gossip.anchor import CHUNK_BYTES, bind_root, leaves_of, merkle_root
 from shoal.gossip.schema import ModelSchema
 
 ADDRESS_BYTES = 32
@@ -38,17 +37,7 @@ def chunk_address(chunk: bytes | memoryview) -> bytes:
     """The address of one chunk of 1 to 1 MiB bytes: 32 bytes."""
     view = memoryview(chunk)
     assert 0 < len(view) <= CHUNK_BYTES, "a chunk has 1 byte to 1 MiB"
-    leaves = []
-    for start in range(0, len(view), LEAF_BYTES):
-        leaf = hashlib.sha256(b"\x00")
-        leaf.update(view[start : start + LEAF_BYTES])
-        leaves.append(leaf.digest())
-    return merkle_root(leaves)
-
-
-def chunk_addresses(data: bytes) -> list[bytes]:
-    """The addresses of all chunks of an anchor's bytes, in order: its manifest."""
-    return [chunk_address(chunk) for chunk in split(data)]
+    return merkle_root(leaves_of(view))
 
 
 def root_of_chunks(schema: ModelSchema, addresses: Sequence[bytes]) -> bytes:

@@ -11,25 +11,24 @@ and then each chunk by itself, whoever sent it.
 from dataclasses import dataclass
 from struct import Struct
 
-from shoal.gossip.anchor import CHUNK_BYTES, Anchor, bind_root, chunk_addresses
+from shoal.gossip.anchor import Anchor, bind_root, chunk_addresses
+from shoal.gossip.chunks import ADDRESS_BYTES, chunk_count, chunk_size
 from shoal.gossip.errors import GossipError
 from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
 
 MAGIC = b"SHOAL-MANIFEST"
 VERSION = 1
 HEADER = Struct(">14sB32sQ32sI")
-ADDRESS_BYTES = 32
 
 
 def chunk_sizes(total: int) -> list[int]:
     """Bytes of each chunk of an anchor of `total` parameters: 1 MiB, the last one the rest."""
-    left = 4 * total
-    return [min(CHUNK_BYTES, left - at) for at in range(0, left, CHUNK_BYTES)]
+    return [chunk_size(4 * total, index) for index in range(chunk_count(4 * total))]
 
 
 def manifest_bytes(total: int) -> int:
     """The length of the manifest of an anchor of `total` parameters, exactly."""
-    return HEADER.size + ADDRESS_BYTES * -(-4 * total // CHUNK_BYTES)
+    return HEADER.size + ADDRESS_BYTES * chunk_count(4 * total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Manifest:
         _, version, schema_digest, total, root, count = HEADER.unpack_from(data)
         if version != VERSION:
             raise GossipError("bad-manifest", f"version {version}, this Shoal reads {VERSION}")
-        if not 1 <= total <= PARAMETERS_MAX or count != -(-4 * total // CHUNK_BYTES):
+        if not 1 <= total <= PARAMETERS_MAX or count != chunk_count(4 * total):
             raise GossipError("bad-manifest", f"{count} chunks of {total} parameters")
         if len(data) != manifest_bytes(total):
             raise GossipError("bad-manifest", f"{len(data)} bytes for {count} chunks")

@@ -31,7 +31,8 @@ from safetensors.torch import save
 
 from shoal.consensus.fields import blob, u32
 from shoal.consensus.records import MAX_OPERATION_BYTES
-from shoal.gossip.anchor import CHUNK_BYTES, Anchor
+from shoal.gossip.anchor import Anchor
+from shoal.gossip.chunks import split
 from shoal.gossip.errors import GossipError
 from shoal.gossip.manifest import Manifest, chunk_sizes, manifest_bytes
 from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
@@ -66,7 +67,7 @@ def model_file(schema: ModelSchema, weights: torch.Tensor, height: int, root: by
     )
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -210,8 +211,7 @@ class CheckpointStore:
         shutil.rmtree(temporary, ignore_errors=True)
         (temporary / "chunks").mkdir(parents=True)
         manifest = Manifest.of(anchor)
-        for number, address in enumerate(manifest.addresses):
-            piece = files.anchor[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+        for address, piece in zip(manifest.addresses, split(files.anchor), strict=True):
             _write(temporary / "chunks" / address.hex(), piece)
         contents = {
             "genesis.json": genesis,

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from shoal.gossip.anchor import CHUNK_BYTES, LEAF_BYTES, Anchor
 from shoal.gossip.chunks import (
     chunk_address,
-    chunk_addresses,
     chunk_count,
     chunk_size,
     root_of_chunks,
@@ -26,6 +25,10 @@ def anchor_of(values: int, seed: int = 0) -> Anchor:
 
 def bytes_of(anchor: Anchor) -> bytes:
     return anchor.values.numpy().astype("<i4").tobytes()
+
+
+def chunk_addresses(data: bytes) -> list[bytes]:
+    return [chunk_address(chunk) for chunk in split(data)]
 
 
 @pytest.mark.parametrize(

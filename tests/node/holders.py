@@ -11,7 +11,7 @@ import grpc
 import torch
 
 from shoal.gossip.anchor import CHUNK_BYTES
-from shoal.gossip.chunks import chunk_addresses, root_of_chunks, split
+from shoal.gossip.chunks import chunk_address, root_of_chunks, split
 from shoal.gossip.schema import ModelSchema, TensorSchema
 from shoal.node.bulk_wire import Description, Holdings
 from shoal.node.errors import PeerError
@@ -36,7 +36,7 @@ class MadeUpCheckpoint:
         values = torch.randint(0, 256, (size,), generator=generator, dtype=torch.uint8)
         self.data = values.numpy().tobytes()
         self.schema = ModelSchema((TensorSchema("weight", (size // 4,), 24),))
-        self.addresses = tuple(chunk_addresses(self.data))
+        self.addresses = tuple(map(chunk_address, split(self.data)))
         self.root = root_of_chunks(self.schema, self.addresses)
         self.height = height
         self.description = Description(
