@@ -90,6 +90,14 @@ def epochs_of(described: Description, genesis: Genesis) -> EpochChain:
     return build_chain(links, genesis.first_epoch(), STABILITY_INTERVAL, verify)
 
 
+def _require_settled(found: Certified, settled: bytes) -> SettledState:
+    """Return the settled state; raises GossipError, or PeerError where it is another one."""
+    state = SettledState.from_bytes(settled)
+    if state.digest != found.settled_digest or state.height != found.height:
+        raise PeerError("checkpoint-settled", "it is not what was certified")
+    return state
+
+
 def check_description(described: Description, genesis: Genesis) -> Certified:
     """Check everything about a checkpoint from anywhere but its anchor, of which the addresses.
 
@@ -102,9 +110,7 @@ def check_description(described: Description, genesis: Genesis) -> Certified:
         raise PeerError("anchor-size", f"{described.anchor_bytes} bytes")
     if root_of_chunks(genesis.schema, described.addresses) != found.record.anchor_root:
         raise PeerError("checkpoint-root", "its chunks are not those of the certified anchor")
-    state = SettledState.from_bytes(described.settled)
-    if state.digest != found.settled_digest or state.height != found.height:
-        raise PeerError("checkpoint-settled", "it is not what was certified")
+    _require_settled(found, described.settled)
     return found
 
 
@@ -113,9 +119,7 @@ def check_state(found: Certified, settled: bytes, anchor: bytes, genesis: Genesi
 
     Raises GossipError or PeerError when it is not the state that was certified.
     """
-    state = SettledState.from_bytes(settled)
-    if state.digest != found.settled_digest or state.height != found.height:
-        raise PeerError("checkpoint-settled", "it is not what was certified")
+    state = _require_settled(found, settled)
     values = anchor_from_bytes(genesis.schema, anchor)
     root = values.root()
     if root != found.record.anchor_root:

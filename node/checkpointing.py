@@ -44,7 +44,6 @@ from shoal.node.shared_model import Members, MissingDeltas, Outcome, SharedModel
 
 log = structlog.get_logger()
 
-DIGEST_BYTES = 32
 # How long a validator tries to get a candidate's deltas before it calls the candidate wrong.
 OBTAIN_TIMEOUT_S = 20.0
 RETRY_S = 1.0

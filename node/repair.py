@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -81,11 +81,10 @@ class Repair:
         stub: "Callable[[bytes], Stub | None]",
         certify: Callable[[Description], object],
         bytes_per_s: float,
-        check_delta_log: CheckDeltaLog | None = None,
+        check_delta_log: CheckDeltaLog,
     ) -> None:
         """situation: as of now; stub: a client for a member, None where its address is unknown;
-        certify: see fetch.fetch_checkpoint; bytes_per_s: budget of pulls; check_delta_log: without
-        it delta logs are kept where they are and pulled by nobody."""
+        certify: see fetch.fetch_checkpoint; bytes_per_s: budget of pulls."""
         self._me = me
         self._mesh_id = mesh_id
         self._holdings = holdings
@@ -156,13 +155,9 @@ class Repair:
     async def _mark(self, now: Situation) -> Plan:
         # Not while a checkpoint is half way into the archive: the rest of it is not missing.
         async with self._archiving:
-            plan = await asyncio.to_thread(
+            return await asyncio.to_thread(
                 self._holdings.mark, now.newest, self._me, now.members, now.copies
             )
-        if self._check_delta_log is not None:
-            return plan
-        chunks = frozenset(piece for piece in plan.want if piece.address != DELTA_LOG)
-        return replace(plan, want=chunks)
 
     async def _learn(self, height: int, now: Situation) -> None:
         """Find out from anybody what the checkpoint of an old height was."""
@@ -229,8 +224,8 @@ class Repair:
         for height, addresses in sorted(by_height.items()):
             had = {each for held in said[height].values() for each in held.addresses}
             await self._pull_chunks(height, addresses & had, said[height])
-            if DELTA_LOG in addresses and self._check_delta_log is not None:
-                await self._pull_delta_log(height, said[height], self._check_delta_log)
+            if DELTA_LOG in addresses:
+                await self._pull_delta_log(height, said[height])
 
     async def _pull_chunks(
         self, height: int, wanted: set[bytes], said: Mapping[bytes, HeldPieces]
@@ -261,9 +256,7 @@ class Repair:
         self._meters.pieces["repaired"] += pulled
         log.info("repair.pulled", height=height, chunks=pulled, wanted=len(wanted))
 
-    async def _pull_delta_log(
-        self, height: int, said: Mapping[bytes, HeldPieces], check: CheckDeltaLog
-    ) -> None:
+    async def _pull_delta_log(self, height: int, said: Mapping[bytes, HeldPieces]) -> None:
         directory = self._holdings.archived(height)
         described = directory.description()
         partial = directory.delta_log.with_suffix(".new")
@@ -273,7 +266,7 @@ class Repair:
                 continue
             try:
                 await self._download_delta_log(stub, height, partial)
-                await asyncio.to_thread(check, described, partial)
+                await asyncio.to_thread(self._check_delta_log, described, partial)
                 await asyncio.to_thread(settle, partial, directory.delta_log)
             except bulk.FetchFailed as error:
                 log.info("repair.incomplete", height=height, why=str(error))

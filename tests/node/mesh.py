@@ -146,6 +146,13 @@ class RunningNode:
     def failed(self) -> BaseException | None:
         return self._work.exception() if self._work.done() else None
 
+    def cause(self) -> BaseException | None:
+        """What ended the node, out of the groups that it came in."""
+        error = self.failed()
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        return error
+
 
 @asynccontextmanager
 async def running(directories: list[Path], *, rounds: int) -> AsyncIterator[list[RunningNode]]:

@@ -10,12 +10,6 @@ from shoal.node.ports import free_address
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
 
 
-def _first_of(error: BaseException | None) -> BaseException | None:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def test_a_copied_key_is_evicted_and_the_others_go_on(tmp_path: Path) -> None:
     async def story() -> None:
         directories = found_mesh(tmp_path)
@@ -38,7 +32,7 @@ def test_a_copied_key_is_evicted_and_the_others_go_on(tmp_path: Path) -> None:
                 nodes,
             )
             await until(lambda: any(twin.failed() is not None for twin in twins), nodes)
-            ended = [_first_of(twin.failed()) for twin in twins if twin.failed() is not None]
+            ended = [twin.cause() for twin in twins if twin.failed() is not None]
             assert all(
                 isinstance(error, DamagedError) and "evicted" in str(error) for error in ended
             )
