@@ -14,7 +14,7 @@ from shoal.consensus.messages import PrePrepare
 from shoal.consensus.records import NULL_DIGEST, operation_digest, parse_operation
 from shoal.consensus.state import Core
 from shoal.consensus.validity import validate
-from shoal.consensus.view_start import leave_view
+from shoal.consensus.view_start import give_up_on
 from shoal.consensus.votes import Vote, VoteKind, require_signature
 
 # COMMITs of this many views are kept per signer and slot, the highest ones.
@@ -122,7 +122,7 @@ def take_deferred(core: Core) -> None:
 
 def _depose(core: Core, known: Vote, other: Vote) -> None:
     core.accuse("equivocating-primary", other.signer, known, other)
-    leave_view(core, core.view + 1)
+    give_up_on(core, other.signer)
 
 
 def _require_current(core: Core, vote: Vote) -> None:

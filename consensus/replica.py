@@ -115,8 +115,7 @@ class Replica:
                 if self._core.outbox.expired(name, self._core.now_ms):
                     self._on_timer(name)
             case Submitted(operation):
-                self._admit(operation)
-                self._core.broadcast(Request(operation))
+                self._submit(operation)
             case Linked(peer):
                 catch_up.ask(self._core, peer)
             case Started(applied):
@@ -163,6 +162,15 @@ class Replica:
             case _:
                 raise ConsensusError("not-for-replicas", vote.kind.name.lower())
 
+    def _submit(self, data: bytes) -> None:
+        """Queue an operation and tell the others, unless our proposal tells them at once."""
+        core = self._core
+        self._admit(data)
+        normal_case.propose(core)
+        digest = operation_digest(data)
+        if all(proposal.digest != digest for proposal in core.open_proposals().values()):
+            core.broadcast(Request(data))
+
     def _admit(self, data: bytes) -> None:
         """Queue an operation, unless it is invalid, known, settled, or one too many."""
         digest = operation_digest(data)
@@ -182,7 +190,7 @@ class Replica:
         elif name == "new-view":
             view_change.on_new_view_timeout(core)
         elif name == "progress" and core.active and core.safety is not None:
-            view_start.leave_view(core, core.view + 1)
+            view_start.give_up_on(core, core.proposer(core.executed + 1))
 
     def _settle(self) -> None:
         """Whatever the state now calls for; each of these does nothing when nothing is due."""

@@ -23,7 +23,7 @@ Verify = Callable[[bytes, bytes, bytes], bool]
 # certificates that each VIEW-CHANGE already carried, so valid signatures are remembered.
 CACHED_SIGNATURES = 8192
 # K: a stability point, and another primary, every so many sequences.
-STABILITY_INTERVAL = 4
+STABILITY_INTERVAL = 8
 MAX_INTERVAL = 8
 
 

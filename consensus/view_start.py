@@ -45,6 +45,19 @@ def leave_view(core: Core, view: int) -> None:
     core.broadcast(change)
 
 
+def give_up_on(core: Core, failed: int) -> None:
+    """Leave the view because validator `failed` did not propose, or proposed two things.
+
+    The turn rotates, so the next view may be for the same validator to start. Then that one is left
+    at once as well, instead of after a second timeout; the VIEW-CHANGE for it is said all the same,
+    since others may hold another one responsible, and wait there for a quorum.
+    """
+    leave_view(core, core.view + 1)
+    if core.validators.leader(core.view) == failed:
+        core.backoff -= 1
+        leave_view(core, core.view + 1)
+
+
 def build_view_change(core: Core, view: int) -> ViewChange:
     """VIEW-CHANGE(v', h, C, P): the watermark with its proof, and every prepared certificate."""
     assert core.safety is not None

@@ -45,6 +45,8 @@ from shoal.consensus.votes import Vote, VoteKind
 from tests.simulation.keys import Keyring
 
 MESH_ID = hashlib.sha256(b"a mesh for tests").digest()
+# K of these tests: half of the default, so that a story that crosses a stability point is short.
+INTERVAL = 4
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ class Mesh:
         pairs = [*first, *others]
         self.signers: list[Sign] = [sign for _, sign in pairs]
         self.keys = tuple(public for public, _ in pairs)
-        self.validators = Validators(MESH_ID, 0, self.keys[:n])
+        self.validators = Validators(MESH_ID, 0, self.keys[:n], INTERVAL)
         self.sets = [self.validators] * len(pairs)
         members = [(public, Member("genesis:1", 100, 500)) for public in self.keys]
-        self.genesis = Ledger.genesis(MESH_ID, members, self.validators.keys)
+        self.genesis = Ledger.genesis(MESH_ID, members, self.validators.keys, INTERVAL)
         self.settings = settings
         self.now_ms = 0
         n = len(pairs)

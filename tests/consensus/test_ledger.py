@@ -36,10 +36,10 @@ from shoal.consensus.records import (
     operation_digest,
     parse_operation,
 )
-from shoal.consensus.validators import MAX_INTERVAL, STABILITY_INTERVAL, Verifier
+from shoal.consensus.validators import MAX_INTERVAL, Verifier
 from shoal.consensus.validity import validate
 from shoal.consensus.votes import VoteKind
-from tests.consensus.mesh import MESH_ID, Mesh
+from tests.consensus.mesh import INTERVAL, MESH_ID, Mesh
 
 MESH = Mesh(4)
 # Seven validators and three more members, for everything about who votes.
@@ -177,7 +177,7 @@ def of(kind: ChangeKind, index: int) -> Change:
     return Change(kind, WIDE.keys[index])
 
 
-def mesh_of(n: int, interval: int = STABILITY_INTERVAL) -> Ledger:
+def mesh_of(n: int, interval: int = INTERVAL) -> Ledger:
     """n validators, and all others of the wide mesh as members."""
     members = [(key, Member("genesis:1", 1, 1)) for key in WIDE.keys]
     return Ledger.genesis(MESH_ID, members, WIDE.keys[:n], interval)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shoal.consensus.certificate import Certificate, certify, parse_certificate, verify_certificate
 from shoal.consensus.changes import Change, ChangeKind
 from shoal.consensus.errors import ConsensusError
-from shoal.consensus.messages import PrePrepare
+from shoal.consensus.messages import PrePrepare, Request
 from shoal.consensus.validators import Validators
 from shoal.consensus.votes import Vote, VoteKind
 from tests.consensus.mesh import MESH_ID, Letter, Mesh, digest_of, is_vote
@@ -92,13 +92,13 @@ def test_a_primary_that_dies_in_its_turn_costs_one_view_and_the_next_turns_go_on
 
 
 def carried_over() -> Mesh:
-    """Slots 1 and 2 are prepared in view 0 and not committed; view 1 has to carry them over."""
+    """Slots 9 and 10 are prepared in view 0 and not committed; view 1 has to carry them over."""
     mesh = Mesh(4)
-    mesh.order([mesh.join(f"m{i}") for i in range(4)])
+    mesh.order([mesh.join(f"m{i}") for i in range(8)])
     for name in ("a", "b"):
-        mesh.submit(1, mesh.join(name))
+        mesh.submit(2, mesh.join(name))
     mesh.deliver(lambda x: is_vote(x, VoteKind.COMMIT))
-    assert mesh.executed() == [4] * 4
+    assert mesh.executed() == [8] * 4
     mesh.crash(0)
     for index in (2, 3):
         mesh.fire(index, "progress")
@@ -110,25 +110,66 @@ def test_what_is_carried_over_is_the_leaders_and_what_is_new_is_the_primarys() -
     mesh.log.clear()
     mesh.deliver()
     mesh.order([mesh.join(f"n{i}") for i in range(2)], at=2)
-    assert mesh.executed()[1:] == [8] * 3
-    assert [d.sequence for d in mesh.decided[1]] == list(range(1, 9))
+    assert mesh.executed()[1:] == [12] * 3
+    assert [d.sequence for d in mesh.decided[1]] == list(range(1, 13))
     assert mesh.validators.leader(1) == 1
-    assert proposers(mesh) == {7: 2, 8: 2}, "the second turn of view 1 is validator 2's"
-    proofs = {s: mesh.core(2).decisions[s].certificate for s in (5, 6, 7)}
+    assert proposers(mesh) == {11: 3, 12: 3}, "the third turn of view 1 is validator 3's"
+    proofs = {s: mesh.core(2).decisions[s].certificate for s in (9, 10, 11)}
     assert {proof.view for proof in proofs.values()} == {1}
 
 
 def test_the_primary_of_the_turn_may_not_replace_what_was_carried_over() -> None:
     mesh = carried_over()
     mesh.deliver(lambda x: is_vote(x, VoteKind.PREPARE))
-    assert mesh.core(3).plan_end == 6
+    assert mesh.core(2).plan_end == 10
     body = mesh.join("instead")
-    vote = mesh.vote(VoteKind.PRE_PREPARE, 2, view=1, sequence=5, digest=digest_of(body))
-    mesh.give(3, PrePrepare(vote, body), source=2)
-    assert mesh.refused(3)["not-the-primary"] == 1
-    leaders = mesh.vote(VoteKind.PRE_PREPARE, 1, view=1, sequence=7, digest=digest_of(body))
-    mesh.give(3, PrePrepare(leaders, body), source=1)
-    assert mesh.refused(3)["not-the-primary"] == 2, "nor the leader propose what is new"
+    vote = mesh.vote(VoteKind.PRE_PREPARE, 3, view=1, sequence=9, digest=digest_of(body))
+    mesh.give(2, PrePrepare(vote, body), source=3)
+    assert mesh.refused(2)["not-the-primary"] == 1
+    leaders = mesh.vote(VoteKind.PRE_PREPARE, 1, view=1, sequence=11, digest=digest_of(body))
+    mesh.give(2, PrePrepare(leaders, body), source=1)
+    assert mesh.refused(2)["not-the-primary"] == 2, "nor the leader propose what is new"
+
+
+def test_who_fails_in_its_turn_is_not_waited_for_again_to_start_the_next_view() -> None:
+    """The second turn is validator 1's, and view 1 would be for validator 1 to start."""
+    mesh = Mesh(4)
+    mesh.order([mesh.join(f"m{i}") for i in range(4)])
+    assert mesh.core(0).proposer(5) == mesh.validators.leader(1) == 1
+    mesh.crash(1)
+    mesh.submit(0, mesh.join("late"))
+    mesh.deliver()
+    for index in (0, 2, 3):
+        mesh.fire(index, "progress")
+    mesh.deliver()
+    assert [mesh.executed()[i] for i in (0, 2, 3)] == [5] * 3, "after one timeout"
+    assert {(mesh.core(i).view, mesh.core(i).backoff) for i in (0, 2, 3)} == {(2, 0)}
+
+
+def test_whoever_holds_another_one_responsible_finds_its_quorum_in_the_view_between() -> None:
+    """Validator 3 alone knows that the turn has passed to validator 1, which is dead.
+
+    It leaves view 1 at once; the two others need its VIEW-CHANGE there before they may go on.
+    """
+    mesh = Mesh(4)
+    mesh.order([mesh.join(f"m{i}") for i in range(3)])
+    mesh.submit(0, mesh.join("last of the turn"))
+    mesh.deliver(lambda x: is_vote(x, VoteKind.COMMIT) and x.target in (0, 2))
+    mesh.crash(1)
+    mesh.submit(0, mesh.join("late"))
+    mesh.deliver(lambda x: not isinstance(x.message, Request))
+    for index in (3, 0, 2):
+        mesh.fire(index, "progress")
+    mesh.deliver()
+    assert [(mesh.core(i).view, mesh.core(i).active) for i in (0, 2, 3)] == [
+        (1, False),
+        (1, False),
+        (2, False),
+    ]
+    for index in (0, 2):
+        mesh.fire(index, "new-view")
+    mesh.deliver()
+    assert [mesh.executed()[i] for i in (0, 2, 3)] == [5] * 3
 
 
 def by(pre_prepare: int, *prepares: int, view: int = 1, sequence: int = 6) -> Certificate:
