@@ -3,9 +3,11 @@
 Each validator is a process with the daemon's own links, driver, replica and database: real gRPC
 over loopback, real Ed25519, SQLite with fsync; nobody trains. JSON lines:
 
-- latency: from submitting one operation to its durable commit at the submitter, one at a time,
-  once with the primary as the submitter and once with a backup; beside it what it is made of: the
-  round trip of a ping over the same link, one durable transaction, one signature, one check.
+- latency: from submitting one operation to its durable commit at the submitter, one at a time; all
+  from one validator, so that it is the primary in every n-th turn. Beside it what it is made of:
+  the round trip of a ping over the same link, one durable transaction, one signature, one check,
+  and the roofline of one machine: the processor time that all validators together spend on one
+  operation (`cpu_ms`), and what that takes with every core at it (`cpu_bound_ms`).
 - throughput: operations per second with 64 of them under way.
 - failover: the primary's process is killed with -9 and an operation submitted at the same moment;
   seconds from the kill to its commit. The killed one is started again before the next kill.
@@ -24,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from shoal.node.identity import Identity
 from shoal.node.ports import free_ports
@@ -65,6 +69,11 @@ class Validator:
         self.tell(do, **values)
         return self.hear()
 
+    def cpu_seconds(self) -> float:
+        """What the process has used so far, in user and kernel mode."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def kill(self) -> float:
         """Kill -9; the moment just before, on the clock that all processes here share."""
         moment = time.monotonic()
@@ -96,9 +105,7 @@ class Mesh:
             home.mkdir()
             identity = Identity.create(home / "identity.key")
             members[identity.node_id.hex()] = f"127.0.0.1:{ports[index]}"
-        # The validator's number in the protocol is the position of its key.
-        order = sorted(members)
-        self.place = [order.index(key) for key in members]
+        self._keys = list(members)
         spec = {"mesh_id": hashlib.sha256(b"benchmark").hexdigest(), "members": members}
         (directory / "mesh.json").write_text(json.dumps(spec))
         self.validators = [Validator(directory, index) for index in range(n)]
@@ -121,15 +128,17 @@ class Mesh:
             time.sleep(0.3)
 
     def primary(self) -> Validator:
-        """Who proposes now."""
-        return self._at(self.validators[0].ask("state")["view"])
+        """Who proposes the next operation (the turn passes on every few operations)."""
+        return self.validators[self._keys.index(self.validators[0].ask("state")["primary"])]
 
     def backup(self) -> Validator:
-        """Somebody who neither proposes now nor next."""
-        return self._at(self.validators[0].ask("state")["view"] + 2)
+        """Somebody who does not."""
+        others = sorted(set(self._keys) - {self._keys[self.primary().index]})
+        return self.validators[self._keys.index(others[0])]
 
-    def _at(self, view: int) -> Validator:
-        return self.validators[self.place.index(view % self.n)]
+    def cpu_seconds(self) -> float:
+        """What all validators have used so far, in user and kernel mode."""
+        return sum(each.cpu_seconds() for each in self.validators)
 
     def restart(self, gone: Validator) -> None:
         """Start a killed validator from its disk."""
@@ -148,26 +157,25 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def measure_latency(mesh: Mesh, count: int) -> list[dict[str, Any]]:
-    """One line for each place of submission."""
-    lines = []
-    for place, submitter in (("primary", mesh.primary()), ("backup", mesh.backup())):
-        submitter.ask("latency", count=WARM_UP)
-        pairs = submitter.ask("latency", count=count)
-        took_ms = [1e3 * (end - begin) for begin, end in pairs]
-        mesh.settle()
-        roofline = submitter.ask("roofline")
-        lines.append(
-            {
-                "measure": "latency",
-                "validators": mesh.n,
-                "submitter": place,
-                "operations": count,
-                **{f"p{p}_ms": round(quantile(took_ms, p / 100), 2) for p in (50, 90, 99)},
-                **{name: round(value, 3) for name, value in roofline.items()},
-            }
-        )
-    return lines
+def measure_latency(mesh: Mesh, count: int) -> dict[str, Any]:
+    """One operation at a time, and what it is made of."""
+    submitter = mesh.backup()
+    submitter.ask("latency", count=WARM_UP)
+    before_s = mesh.cpu_seconds()
+    pairs = submitter.ask("latency", count=count)
+    cpu_ms = 1e3 * (mesh.cpu_seconds() - before_s) / count
+    took_ms = [1e3 * (end - begin) for begin, end in pairs]
+    mesh.settle()
+    parts = submitter.ask("roofline")
+    return {
+        "measure": "latency",
+        "validators": mesh.n,
+        "operations": count,
+        **{f"p{p}_ms": round(quantile(took_ms, p / 100), 2) for p in (50, 90, 99)},
+        "cpu_ms": round(cpu_ms, 2),
+        "cpu_bound_ms": round(cpu_ms / (os.cpu_count() or 1), 2),
+        **{name: round(value, 3) for name, value in parts.items()},
+    }
 
 
 def measure_throughput(mesh: Mesh, count: int) -> dict[str, Any]:
@@ -185,8 +193,9 @@ def measure_failover(mesh: Mesh, kills: int) -> dict[str, Any]:
     """Kill the primary again and again, each time a different one."""
     seconds = []
     for _ in range(kills):
+        mesh.backup().ask("latency", count=SETTLE_COMMITS)
+        mesh.settle()
         primary, submitter = mesh.primary(), mesh.backup()
-        submitter.ask("latency", count=SETTLE_COMMITS)
         moment = primary.kill()
         ((_, committed),) = submitter.ask("latency", count=1)
         seconds.append(committed - moment)
@@ -229,7 +238,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=Path("runs").resolve()) as directory:
             mesh = Mesh(Path(directory), n)
             try:
-                lines = measure_latency(mesh, count)
+                lines = [measure_latency(mesh, count)]
                 lines.append(measure_throughput(mesh, 256 if quick else 64 * max(2, 64 // n)))
                 if n == 4:
                     lines.append(measure_failover(mesh, 3 if quick else 20))

@@ -6,6 +6,7 @@ output, and ends when its input does.
 """
 
 import asyncio
+import gc
 import hashlib
 import json
 import sys
@@ -34,7 +35,7 @@ from shoal.node.identity import Identity, verify
 from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.server import Server
-from shoal.node.wire import ConsensusMessage, LinkMessage
+from shoal.node.wire import ConsensusMessages, LinkMessage
 from shoal.proto.inspect_pb2 import StatusReply
 
 APPLIED = "applied"
@@ -141,6 +142,7 @@ class Worker:
         self._driver.start(int.from_bytes(applied, "big") if applied else 0)
         work = asyncio.create_task(self._driver.run())
         self._links.dial({a: key for key, a in self._addresses.items() if key != self._me})
+        gc.freeze()
         answering = asyncio.create_task(self._answer_commands())
         done, _ = await asyncio.wait((work, answering), return_when=asyncio.FIRST_COMPLETED)
         work.cancel()
@@ -177,8 +179,9 @@ class Worker:
         )
 
     def _on_message(self, peer: bytes, message: LinkMessage) -> None:
-        if isinstance(message, ConsensusMessage):
-            self._driver.received(peer, message.data)
+        if isinstance(message, ConsensusMessages):
+            for data in message.messages:
+                self._driver.received(peer, data)
 
     async def _decided(self, decided: Decided) -> None:
         # The commit certificate was made durable by the step that decided.
@@ -220,6 +223,7 @@ class Worker:
         return {
             "links": len(self._links.connected),
             "view": seen.view,
+            "primary": seen.primary.hex(),
             "active": seen.active,
             "executed": seen.executed,
             "refused": self._driver.refused(),

@@ -50,7 +50,7 @@ from shoal.node.database import Database
 from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
-from shoal.node.wire import ConsensusMessage
+from shoal.node.wire import ConsensusMessages
 
 log = structlog.get_logger()
 
@@ -112,10 +112,8 @@ class ConsensusDriver:
     def received(self, peer: bytes, data: bytes) -> None:
         """A neighbour sent a consensus message."""
         self._note(Direction.RECEIVED, peer, data)
-        if not is_attestation(data):
-            self._put(self.replica, Received(peer, data))
-        else:
-            self._put(self.attestor, Received(peer, data))
+        machine = self.attestor if is_attestation(data) else self.replica
+        self._put(machine, Received(peer, data))
 
     def linked(self, peer: bytes) -> None:
         """A link to this neighbour is up."""
@@ -145,12 +143,13 @@ class ConsensusDriver:
 
     async def run(self) -> None:
         """Work until cancelled. An exception from here is our fault and ends the node."""
+        clock = asyncio.get_running_loop().time
         while True:
-            steps = [self._step(*await self._inbox.get())]
+            steps = [_step(clock, *await self._inbox.get())]
             # Group commit: what came meanwhile shares one transaction, and only then is anything
             # sent. A decision ends the group, so that the rows never run ahead of `applied`.
             while len(steps) < GROUP_MAX and not self._inbox.empty() and not _decides(steps[-1][1]):
-                steps.append(self._step(*self._inbox.get_nowait()))
+                steps.append(_step(clock, *self._inbox.get_nowait()))
             rows: dict[str, bytes | None] = {}
             for _, effects in steps:
                 for effect in effects:
@@ -162,21 +161,16 @@ class ConsensusDriver:
                 for effect in effects:
                     await self._carry_out(machine, effect)
 
-    def _step(self, machine: Machine, event: Event | AttestorEvent) -> tuple[Machine, list[Effect]]:
-        now_ms = int(asyncio.get_running_loop().time() * 1000)
-        # The two event types overlap; each machine is only ever given its own.
-        return machine, machine.step(now_ms, event)  # type: ignore[arg-type]
-
     async def _carry_out(self, machine: Machine, effect: Effect) -> None:
         match effect:
             case Persist():
                 pass  # It is on the disk already, with those of the whole group.
             case Send(to, data):
                 self._note(Direction.SENT, to, data)
-                self._links.send(to, ConsensusMessage(data))
+                self._links.send(to, ConsensusMessages((data,)))
             case Broadcast(data):
                 self._note(Direction.BROADCAST, NOBODY, data)
-                self._links.send_all(self._others, ConsensusMessage(data))
+                self._links.send_all(self._others, ConsensusMessages((data,)))
             case SetTimer(name, at_ms):
                 self._set_timer(machine, name, at_ms)
             case CancelTimer(name):
@@ -219,7 +213,7 @@ class ConsensusDriver:
         proof = encode(CommitProof(decided.operation_bytes, decided.certificate))
         for follower in sorted(set(self._links.connected) - set(self._others)):
             self._note(Direction.SENT, follower, proof)
-            self._links.send(follower, ConsensusMessage(proof))
+            self._links.send(follower, ConsensusMessages((proof,)))
 
     def _tell_attestor(self) -> None:
         ledger = self.replica.ledger
@@ -265,6 +259,13 @@ class ConsensusDriver:
             # Links are closed after this, so something may still be heard.
             self._capture.close()
             self._capture = None
+
+
+def _step(
+    clock: Callable[[], float], machine: Machine, event: Event | AttestorEvent
+) -> tuple[Machine, list[Effect]]:
+    # The two event types overlap; each machine is only ever given its own.
+    return machine, machine.step(int(clock() * 1000), event)  # type: ignore[arg-type]
 
 
 def _decides(effects: list[Effect]) -> bool:

@@ -7,6 +7,7 @@ What is wrong with the directory, the data or the port is said in one line befor
 """
 
 import asyncio
+import gc
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
@@ -111,6 +112,8 @@ async def run_node(settings: Settings) -> int:
             boot=opened.database.boots,
             byzantine_tolerance=opened.node.state.consensus.replica.inspect().faults_tolerated,
         )
+        # What is loaded by now stays. Walking all of torch's modules would stop the loop for long.
+        gc.freeze()
         await _serve(opened.node, settings, opened.genesis, opened.model)
     finally:
         await opened.database.close()

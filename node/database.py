@@ -10,11 +10,10 @@ beside the database counts the boots of this key; a database that is missing or 
 marker is a restored backup or a loss, and the node refuses to start.
 """
 
-import asyncio
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +21,13 @@ from typing import Any, TypeVar
 import apsw
 
 from shoal.node.errors import DamagedError
+from shoal.node.one_thread import OneThread
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+# Of 256 rows: one statement has room for 32,766 values, and its text is kept for the next time.
+ROW_VALUES_MAX = 3 * 256
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL)
@@ -58,9 +60,9 @@ class Database:
         """Open or make the database at `path`; raises DamagedError when it must not be used."""
         self._path = path
         self._marker = path.with_name("boots")
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         self._noted: dict[str, bytes] = {}
-        self.boots = self._thread.submit(self._open).result()
+        self.boots = self._open()
+        self._thread = OneThread("database")
 
     def _open(self) -> int:
         known_boots = self._read_marker()
@@ -122,7 +124,7 @@ class Database:
         self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._thread.run(work)
 
     def note(self, key: str, value: bytes) -> None:
         """Keep one small named value, at the latest with the next transaction.
@@ -137,19 +139,28 @@ class Database:
 
     async def persist(self, rows: Iterable[tuple[str, bytes | None]]) -> None:
         """Write (or with None delete) consensus rows in one durable transaction."""
-        batch = list(rows)
+        written: list[Any] = []
+        deleted: list[str] = []
+        for key, value in rows:
+            if value is None:
+                deleted.append(key)
+            else:
+                written += (key, value, _row_crc(key, value))
 
         def work() -> None:
+            # One statement for each kind: between statements this thread has to win back the
+            # interpreter from the event loop, and everything that is to be sent waits for it.
             with self._connection:
                 self._put_noted()
-                for key, value in batch:
-                    if value is None:
-                        self._connection.execute("DELETE FROM rows WHERE key=?", (key,))
-                    else:
-                        self._connection.execute(
-                            "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)",
-                            (key, value, zlib.crc32(value, zlib.crc32(key.encode()))),
-                        )
+                for first in range(0, len(written), ROW_VALUES_MAX):
+                    values = written[first : first + ROW_VALUES_MAX]
+                    places = ",".join(["(?,?,?)"] * (len(values) // 3))
+                    self._connection.execute(f"INSERT OR REPLACE INTO rows VALUES {places}", values)
+                if deleted:
+                    self._connection.execute(
+                        "DELETE FROM rows WHERE key IN (SELECT value FROM json_each(?))",
+                        (json.dumps(deleted),),
+                    )
 
         await self._run(work)
 
@@ -159,7 +170,7 @@ class Database:
         def work() -> dict[str, bytes]:
             rows: dict[str, bytes] = {}
             for key, value, crc in self._connection.execute("SELECT key, value, crc FROM rows"):
-                if zlib.crc32(value, zlib.crc32(key.encode())) != crc:
+                if _row_crc(key, value) != crc:
                     raise DamagedError(f"{self._path} is damaged (row {key}); {_NEW_KEY}")
                 rows[key] = value
             return rows
@@ -290,7 +301,11 @@ class Database:
             self._connection.close()
 
         await self._run(work)
-        self._thread.shutdown()
+        self._thread.close()
+
+
+def _row_crc(key: str, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(key.encode()))
 
 
 _NEW_KEY = "this key cannot vote safely any more: join the mesh again with a new directory"

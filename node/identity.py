@@ -9,9 +9,10 @@ import os
 import stat
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
 
 from shoal.node.errors import DamagedError, UserError
 
@@ -27,9 +28,13 @@ def short(node_id: bytes) -> str:
 
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
     """Return whether `signature` (64 bytes) over `message` was made by `public_key` (32 bytes)."""
+    # libsodium: half the time of OpenSSL's Ed25519, and most of what a vote costs is this. It
+    # accepts nothing that OpenSSL would not (keys of small order are refused as well).
+    if len(public_key) != ID_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
+        crypto_sign_open(signature + message, public_key)
+    except BadSignatureError:
         return False
     return True
 

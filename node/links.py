@@ -4,16 +4,13 @@ Either side may dial. The side with the smaller id dials at once and the other o
 moment, so that two nodes that start together normally end with one stream; a second one does no
 harm, because everything that travels here may arrive twice.
 
-Votes have a lane of their own in front of gossip. Both lanes are bounded: when a neighbour reads
-too slowly the oldest gossip is dropped (anti-entropy brings it back), and so are the oldest
-votes (STATUS retransmission brings those back).
+Of what waits to be sent, consensus goes before gossip (lanes.py).
 """
 
 import asyncio
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -23,12 +20,12 @@ import structlog
 
 from shoal.node.errors import PeerError
 from shoal.node.identity import Identity, link_proof_bytes, short, verify
+from shoal.node.lanes import Lanes
 from shoal.node.meters import Meters
 from shoal.node.statements import NONCE_BYTES, Boot, eviction, parse_boot
 from shoal.node.wire import (
     MESSAGE_BYTES_MAX,
     PROTOCOL_VERSION,
-    ConsensusMessage,
     Frame,
     Hello,
     LinkMessage,
@@ -52,8 +49,6 @@ PING_INTERVAL_S = 2.0
 SILENCE_MAX_S = 12.0
 BACKOFF_S = (0.1, 5.0)
 POLITE_DELAY_S = 1.0
-VOTES_QUEUED_MAX = 4096
-GOSSIP_QUEUED_MAX = 1024
 STRIKES_MAX = 8
 
 CHANNEL_OPTIONS = (
@@ -61,18 +56,19 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
-class Pipe(Protocol):
-    """Either end of a gRPC stream of frames."""
+class Stream(Protocol):
+    """Either end of a gRPC stream of frames: a client's call, or a servicer's context."""
 
-    async def read(self) -> Frame | None:
-        """Return the next frame, or None at the end."""
+    async def read(self) -> object:
+        """Return the next Frame, or grpc.aio.EOF at the end."""
 
-    async def write(self, frame: Frame) -> None:
+    async def write(self, frame: Frame, /) -> None:
         """Send a frame; waits while the other side does not read."""
 
 
@@ -92,10 +88,8 @@ class PeerRecord:
 @dataclass
 class _Link:
     peer: bytes
-    pipe: Pipe
-    votes: deque[Frame] = field(default_factory=lambda: deque(maxlen=VOTES_QUEUED_MAX))
-    gossip: deque[Frame] = field(default_factory=lambda: deque(maxlen=GOSSIP_QUEUED_MAX))
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    stream: Stream
+    lanes: Lanes = field(default_factory=Lanes)
     heard_at: float = 0.0
     strikes: int = 0
 
@@ -158,7 +152,7 @@ class Links:
         links = self._links.get(peer)
         if not links:
             return False
-        _enqueue(links[0], message)
+        links[0].lanes.put(message)
         return True
 
     def send_all(self, peers: Iterable[bytes], message: LinkMessage) -> None:
@@ -205,9 +199,9 @@ class Links:
         try:
             call = self.stub(address).Link()
             try:
-                reached = await self._handshake(_ClientPipe(call), expected)
+                reached = await self._handshake(call, expected)
                 self.record(reached).address = address
-                await self._hold(_Link(reached, _ClientPipe(call)))
+                await self._hold(_Link(reached, call))
             finally:
                 call.cancel()
         except grpc.aio.AioRpcError as error:
@@ -228,18 +222,18 @@ class Links:
                 log.info("link.failed", peer=short(peer), why=why)
             record.last_error = why
 
-    async def serve(self, pipe: Pipe) -> None:
+    async def serve(self, stream: Stream) -> None:
         """Hold a link that a neighbour dialled, until it ends; raises PeerError to refuse it."""
-        peer = await self._handshake(pipe, None)
-        await self._hold(_Link(peer, pipe))
+        peer = await self._handshake(stream, None)
+        await self._hold(_Link(peer, stream))
 
-    async def _handshake(self, pipe: Pipe, expected: bytes | None) -> bytes:
+    async def _handshake(self, stream: Stream, expected: bytes | None) -> bytes:
         """Prove both identities to each other; returns the other side's."""
         nonce = secrets.token_bytes(32)
         mine = Hello(PROTOCOL_VERSION, self._mesh_id, self._identity.node_id, nonce, self._address)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            await pipe.write(make_frame(mine))
-            theirs = _expect(Hello, await pipe.read())
+            await stream.write(make_frame(mine))
+            theirs = _expect(Hello, await stream.read())
             if theirs.protocol != PROTOCOL_VERSION:
                 raise PeerError("wrong-protocol", f"version {theirs.protocol}")
             if theirs.mesh_id != self._mesh_id:
@@ -253,8 +247,8 @@ class Links:
             signed = link_proof_bytes(
                 self._mesh_id, self._identity.node_id, theirs.node_id, theirs.nonce
             )
-            await pipe.write(make_frame(Proof(self._identity.sign(signed), self._boot)))
-            proof = _expect(Proof, await pipe.read())
+            await stream.write(make_frame(Proof(self._identity.sign(signed), self._boot)))
+            proof = _expect(Proof, await stream.read())
         claim = link_proof_bytes(self._mesh_id, theirs.node_id, self._identity.node_id, nonce)
         if not verify(theirs.node_id, claim, proof.signature):
             raise PeerError("bad-signature", "the proof of a link")
@@ -318,15 +312,15 @@ class Links:
     async def _read(self, link: _Link) -> None:
         record = self.record(link.peer)
         loop = asyncio.get_running_loop()
-        while (frame := await link.pipe.read()) is not None:
+        while isinstance(frame := await link.stream.read(), Frame):
             link.heard_at = loop.time()
             size = frame.ByteSize()
             record.received_bytes += size
-            self._meters.received_bytes[frame.WhichOneof("kind") or "unknown"] += size
+            self._meters.received_bytes[_kind(frame)] += size
             try:
                 message = parse_frame(frame)
                 if isinstance(message, Ping):
-                    _enqueue(link, Pong(message.stamp))
+                    link.lanes.put(Pong(message.stamp))
                 elif isinstance(message, Pong):
                     record.round_trip_ms = max(0.0, (_now_us() - message.stamp) / 1000)
                 else:
@@ -340,23 +334,16 @@ class Links:
     async def _write(self, link: _Link) -> None:
         record = self.record(link.peer)
         while True:
-            if link.votes:
-                frame = link.votes.popleft()
-            elif link.gossip:
-                frame = link.gossip.popleft()
-            else:
-                link.wake.clear()
-                await link.wake.wait()
-                continue
+            frame = await link.lanes.take()
+            await link.stream.write(frame)
             size = frame.ByteSize()
-            await link.pipe.write(frame)
             record.sent_bytes += size
-            self._meters.sent_bytes[frame.WhichOneof("kind") or "unknown"] += size
+            self._meters.sent_bytes[_kind(frame)] += size
 
     async def _watch(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
         while loop.time() - link.heard_at < SILENCE_MAX_S:
-            _enqueue(link, Ping(_now_us()))
+            link.lanes.put(Ping(_now_us()))
             await asyncio.sleep(PING_INTERVAL_S)
         raise PeerError("silent", f"nothing heard for {SILENCE_MAX_S:.0f} s")
 
@@ -366,30 +353,15 @@ def _now_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-def _enqueue(link: _Link, message: LinkMessage) -> None:
-    urgent = isinstance(message, ConsensusMessage | Ping | Pong)
-    (link.votes if urgent else link.gossip).append(make_frame(message))
-    link.wake.set()
+def _kind(frame: Frame) -> str:
+    """What a frame is counted as."""
+    return frame.WhichOneof("kind") or ("consensus" if frame.consensus else "unknown")
 
 
-def _expect(kind: type[M], frame: Frame | None) -> M:
-    if frame is None:
+def _expect(kind: type[M], frame: object) -> M:
+    if not isinstance(frame, Frame):
         raise PeerError("handshake", "the other side closed the stream")
     message = parse_frame(frame)
     if not isinstance(message, kind):
         raise PeerError("handshake", f"{type(message).__name__} where {kind.__name__} was due")
     return message
-
-
-class _ClientPipe:
-    """The dialling end of a stream."""
-
-    def __init__(self, call: "grpc.aio.StreamStreamCall[Frame, Frame]") -> None:
-        self._call = call
-
-    async def read(self) -> Frame | None:
-        frame = await self._call.read()
-        return frame if isinstance(frame, Frame) else None
-
-    async def write(self, frame: Frame) -> None:
-        await self._call.write(frame)

@@ -48,7 +48,7 @@ from shoal.node.status import (
     status_reply,
 )
 from shoal.node.trainer import TrainerProcess, TrainingFailed
-from shoal.node.wire import Announced, ConsensusMessage, LinkMessage, SummaryMessage
+from shoal.node.wire import Announced, ConsensusMessages, LinkMessage, SummaryMessage
 
 log = structlog.get_logger()
 
@@ -313,8 +313,9 @@ class Node:
 
     def _on_message(self, peer: bytes, message: LinkMessage) -> None:
         match message:
-            case ConsensusMessage(data):
-                self._consensus.received(peer, data)
+            case ConsensusMessages(messages):
+                for data in messages:
+                    self._consensus.received(peer, data)
             case Announced() | SummaryMessage():
                 self._gossip.received(peer, message)
             case _:

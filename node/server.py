@@ -36,7 +36,7 @@ from shoal.node.config import is_loopback
 from shoal.node.errors import PeerError, UserError
 from shoal.node.links import Links
 from shoal.node.meters import Meters
-from shoal.node.wire import MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX, Frame
+from shoal.node.wire import MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX
 from shoal.proto import inspect_pb2, inspect_pb2_grpc, mesh_pb2, mesh_pb2_grpc
 
 log = structlog.get_logger()
@@ -50,6 +50,7 @@ SERVER_OPTIONS = (
     ("grpc.max_concurrent_streams", 64),
     ("grpc.max_metadata_size", 8192),
     ("grpc.so_reuseport", 0),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
@@ -94,20 +95,6 @@ class Backend(Protocol):
         """Return everything that there is to know about this node."""
 
 
-class _ServerPipe:
-    """The accepting end of a stream."""
-
-    def __init__(self, context: "grpc.aio.ServicerContext[Frame, Frame]") -> None:
-        self._context = context
-
-    async def read(self) -> Frame | None:
-        frame = await self._context.read()
-        return frame if isinstance(frame, Frame) else None
-
-    async def write(self, frame: Frame) -> None:
-        await self._context.write(frame)
-
-
 class _NotHereError(Exception):
     """What is asked for is not held here."""
 
@@ -145,7 +132,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
     async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         """Hold a link that a neighbour dialled."""
         try:
-            await self._links.serve(_ServerPipe(context))
+            await self._links.serve(context)
         except PeerError as error:
             self._refuse(error.reason)
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))

@@ -12,7 +12,7 @@ from shoal.node.errors import PeerError
 from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.proto import mesh_pb2
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 # Above the largest frame or chunk plus its envelope, far below what hurts.
 MESSAGE_BYTES_MAX = 4 << 20
@@ -21,6 +21,9 @@ ANNOUNCED_MAX = 1024
 MEMBERS_MAX = 1024
 BITMAP_BYTES_MAX = 128
 CONSENSUS_BYTES_MAX = 1 << 20
+# Of the messages in one frame.
+CONSENSUS_MESSAGES_MAX = 1024
+CONSENSUS_FRAME_BYTES_MAX = 2 << 20
 OPERATION_BYTES_MAX = 1 << 19
 SEQUENCE_MAX = 2**62
 
@@ -66,10 +69,10 @@ class SummaryMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class ConsensusMessage:
-    """One message of consensus/messages.py, verbatim."""
+class ConsensusMessages:
+    """Messages of consensus/messages.py, each verbatim, in the order in which they were sent."""
 
-    data: bytes
+    messages: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,9 @@ class Pong:
     stamp: int
 
 
-LinkMessage: TypeAlias = Hello | Proof | Announced | SummaryMessage | ConsensusMessage | Ping | Pong
+LinkMessage: TypeAlias = (
+    Hello | Proof | Announced | SummaryMessage | ConsensusMessages | Ping | Pong
+)
 
 
 def require(condition: bool, what: str) -> None:
@@ -123,9 +128,20 @@ def _parse_summary(summary: mesh_pb2.Summary) -> SummaryMessage:
     return SummaryMessage(summary.committed_height, members)
 
 
+def _parse_consensus(messages: tuple[bytes, ...]) -> ConsensusMessages:
+    require(len(messages) <= CONSENSUS_MESSAGES_MAX, "too many consensus messages in a frame")
+    sizes = [len(message) for message in messages]
+    require(max(sizes) <= CONSENSUS_BYTES_MAX, "a consensus message is too long")
+    require(sum(sizes) <= CONSENSUS_FRAME_BYTES_MAX, "too long a frame of consensus messages")
+    return ConsensusMessages(messages)
+
+
 def parse_frame(frame: Frame) -> LinkMessage:
     """Check one frame of a link; raises PeerError for anything that is not allowed."""
     kind = frame.WhichOneof("kind")
+    if frame.consensus:
+        require(kind is None, "a frame of two kinds")
+        return _parse_consensus(tuple(frame.consensus))
     if kind == "hello":
         return _parse_hello(frame.hello)
     if kind == "proof":
@@ -139,9 +155,6 @@ def parse_frame(frame: Frame) -> LinkMessage:
         )
     if kind == "summary":
         return _parse_summary(frame.summary)
-    if kind == "consensus":
-        require(len(frame.consensus) <= CONSENSUS_BYTES_MAX, "a consensus message is too long")
-        return ConsensusMessage(frame.consensus)
     if kind == "ping":
         return Ping(frame.ping.stamp)
     if kind == "pong":
@@ -178,8 +191,8 @@ def make_frame(message: LinkMessage) -> Frame:
                     ],
                 )
             )
-        case ConsensusMessage(data):
-            return Frame(consensus=data)
+        case ConsensusMessages(messages):
+            return Frame(consensus=messages)
         case Ping(stamp):
             return Frame(ping=mesh_pb2.Ping(stamp=stamp))
         case Pong(stamp):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16shoal/proto/mesh.proto\x12\x08shoal.v1\"\xfa\x01\n\tLinkFrame\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.HelloH\x00\x12 \n\x05proof\x18\x02 \x01(\x0b\x32\x0f.shoal.v1.ProofH\x00\x12&\n\x08\x61nnounce\x18\x03 \x01(\x0b\x32\x12.shoal.v1.AnnounceH\x00\x12$\n\x07summary\x18\x04 \x01(\x0b\x32\x11.shoal.v1.SummaryH\x00\x12\x13\n\tconsensus\x18\x05 \x01(\x0cH\x00\x12\x1e\n\x04ping\x18\x06 \x01(\x0b\x32\x0e.shoal.v1.PingH\x00\x12\x1e\n\x04pong\x18\x07 \x01(\x0b\x32\x0e.shoal.v1.PingH\x00\x42\x06\n\x04kind\"[\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07mesh_id\x18\x02 \x01(\x0c\x12\x0f\n\x07node_id\x18\x03 \x01(\x0c\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\"(\n\x05Proof\x12\x11\n\tsignature\x18\x01 \x01(\x0c\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x0c\"\x15\n\x04Ping\x12\r\n\x05stamp\x18\x01 \x01(\x06\"D\n\x0e\x44\x65ltaReference\x12\x0e\n\x06member\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x64\x65lta_id\x18\x03 \x01(\x0c\"4\n\x08\x41nnounce\x12(\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x18.shoal.v1.DeltaReference\"C\n\rMemberSummary\x12\x0e\n\x06member\x18\x01 \x01(\x0c\x12\x12\n\ncontiguous\x18\x02 \x01(\x04\x12\x0e\n\x06\x62itmap\x18\x03 \x01(\x0c\"M\n\x07Summary\x12\x18\n\x10\x63ommitted_height\x18\x01 \x01(\x04\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.shoal.v1.MemberSummary\"\xe6\x01\n\x0c\x46\x65tchRequest\x12\x0f\n\x07mesh_id\x18\x01 \x01(\x0c\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.shoal.v1.DeltaReferenceH\x00\x12$\n\x07genesis\x18\x04 \x01(\x0b\x32\x11.shoal.v1.NothingH\x00\x12\x12\n\x08\x64\x65scribe\x18\x05 \x01(\x04H\x00\x12)\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x18.shoal.v1.ChunkReferenceH\x00\x12\x13\n\tdelta_log\x18\x07 \x01(\x04H\x00\x12\x12\n\x08holdings\x18\x08 \x01(\x04H\x00\x42\x06\n\x04whatJ\x04\x08\x03\x10\x04\"1\n\x0e\x43hunkReference\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0c\"\t\n\x07Nothing\"\x9b\x01\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12(\n\x07genesis\x18\x03 \x01(\x0b\x32\x17.shoal.v1.GenesisHeader\x12.\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1a.shoal.v1.CheckpointHeader\x12$\n\x08holdings\x18\x05 \x01(\x0b\x32\x12.shoal.v1.HoldingsJ\x04\x08\x02\x10\x03\"\x9a\x01\n\x10\x43heckpointHeader\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x11\n\toperation\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0f\n\x07settled\x18\x04 \x01(\x0c\x12\x14\n\x0c\x61nchor_bytes\x18\x05 \x01(\x04\x12\x11\n\taddresses\x18\x06 \x01(\x0c\x12\x14\n\x0c\x65pochs_bytes\x18\x07 \x01(\x04\"-\n\x08Holdings\x12\x0e\n\x06\x62itmap\x18\x01 \x01(\x0c\x12\x11\n\tdelta_log\x18\x02 \x01(\x08\"[\n\rGenesisHeader\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x14\n\x0c\x61nchor_bytes\x18\x02 \x01(\x04\x12\"\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x13.shoal.v1.NamedFile\"\'\n\tNamedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\" \n\x0bJoinRequest\x12\x11\n\toperation\x18\x01 \x01(\x0c\"-\n\tJoinReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xa4\x01\n\x04Mesh\x12\x34\n\x04Link\x12\x13.shoal.v1.LinkFrame\x1a\x13.shoal.v1.LinkFrame(\x01\x30\x01\x12\x32\n\x05\x46\x65tch\x12\x16.shoal.v1.FetchRequest\x1a\x0f.shoal.v1.Chunk0\x01\x12\x32\n\x04Join\x12\x15.shoal.v1.JoinRequest\x1a\x13.shoal.v1.JoinReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16shoal/proto/mesh.proto\x12\x08shoal.v1\"\xf8\x01\n\tLinkFrame\x12\x11\n\tconsensus\x18\x05 \x03(\x0c\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.shoal.v1.HelloH\x00\x12 \n\x05proof\x18\x02 \x01(\x0b\x32\x0f.shoal.v1.ProofH\x00\x12&\n\x08\x61nnounce\x18\x03 \x01(\x0b\x32\x12.shoal.v1.AnnounceH\x00\x12$\n\x07summary\x18\x04 \x01(\x0b\x32\x11.shoal.v1.SummaryH\x00\x12\x1e\n\x04ping\x18\x06 \x01(\x0b\x32\x0e.shoal.v1.PingH\x00\x12\x1e\n\x04pong\x18\x07 \x01(\x0b\x32\x0e.shoal.v1.PingH\x00\x42\x06\n\x04kind\"[\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07mesh_id\x18\x02 \x01(\x0c\x12\x0f\n\x07node_id\x18\x03 \x01(\x0c\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\"(\n\x05Proof\x12\x11\n\tsignature\x18\x01 \x01(\x0c\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x0c\"\x15\n\x04Ping\x12\r\n\x05stamp\x18\x01 \x01(\x06\"D\n\x0e\x44\x65ltaReference\x12\x0e\n\x06member\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x64\x65lta_id\x18\x03 \x01(\x0c\"4\n\x08\x41nnounce\x12(\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x18.shoal.v1.DeltaReference\"C\n\rMemberSummary\x12\x0e\n\x06member\x18\x01 \x01(\x0c\x12\x12\n\ncontiguous\x18\x02 \x01(\x04\x12\x0e\n\x06\x62itmap\x18\x03 \x01(\x0c\"M\n\x07Summary\x12\x18\n\x10\x63ommitted_height\x18\x01 \x01(\x04\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.shoal.v1.MemberSummary\"\xe6\x01\n\x0c\x46\x65tchRequest\x12\x0f\n\x07mesh_id\x18\x01 \x01(\x0c\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.shoal.v1.DeltaReferenceH\x00\x12$\n\x07genesis\x18\x04 \x01(\x0b\x32\x11.shoal.v1.NothingH\x00\x12\x12\n\x08\x64\x65scribe\x18\x05 \x01(\x04H\x00\x12)\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x18.shoal.v1.ChunkReferenceH\x00\x12\x13\n\tdelta_log\x18\x07 \x01(\x04H\x00\x12\x12\n\x08holdings\x18\x08 \x01(\x04H\x00\x42\x06\n\x04whatJ\x04\x08\x03\x10\x04\"1\n\x0e\x43hunkReference\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0c\"\t\n\x07Nothing\"\x9b\x01\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12(\n\x07genesis\x18\x03 \x01(\x0b\x32\x17.shoal.v1.GenesisHeader\x12.\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1a.shoal.v1.CheckpointHeader\x12$\n\x08holdings\x18\x05 \x01(\x0b\x32\x12.shoal.v1.HoldingsJ\x04\x08\x02\x10\x03\"\x9a\x01\n\x10\x43heckpointHeader\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\x11\n\toperation\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0f\n\x07settled\x18\x04 \x01(\x0c\x12\x14\n\x0c\x61nchor_bytes\x18\x05 \x01(\x04\x12\x11\n\taddresses\x18\x06 \x01(\x0c\x12\x14\n\x0c\x65pochs_bytes\x18\x07 \x01(\x04\"-\n\x08Holdings\x12\x0e\n\x06\x62itmap\x18\x01 \x01(\x0c\x12\x11\n\tdelta_log\x18\x02 \x01(\x08\"[\n\rGenesisHeader\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x14\n\x0c\x61nchor_bytes\x18\x02 \x01(\x04\x12\"\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x13.shoal.v1.NamedFile\"\'\n\tNamedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\" \n\x0bJoinRequest\x12\x11\n\toperation\x18\x01 \x01(\x0c\"-\n\tJoinReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xa4\x01\n\x04Mesh\x12\x34\n\x04Link\x12\x13.shoal.v1.LinkFrame\x1a\x13.shoal.v1.LinkFrame(\x01\x30\x01\x12\x32\n\x05\x46\x65tch\x12\x16.shoal.v1.FetchRequest\x1a\x0f.shoal.v1.Chunk0\x01\x12\x32\n\x04Join\x12\x15.shoal.v1.JoinRequest\x1a\x13.shoal.v1.JoinReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,41 +32,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.proto.mesh_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LINKFRAME']._serialized_start=37
-  _globals['_LINKFRAME']._serialized_end=287
-  _globals['_HELLO']._serialized_start=289
-  _globals['_HELLO']._serialized_end=380
-  _globals['_PROOF']._serialized_start=382
-  _globals['_PROOF']._serialized_end=422
-  _globals['_PING']._serialized_start=424
-  _globals['_PING']._serialized_end=445
-  _globals['_DELTAREFERENCE']._serialized_start=447
-  _globals['_DELTAREFERENCE']._serialized_end=515
-  _globals['_ANNOUNCE']._serialized_start=517
-  _globals['_ANNOUNCE']._serialized_end=569
-  _globals['_MEMBERSUMMARY']._serialized_start=571
-  _globals['_MEMBERSUMMARY']._serialized_end=638
-  _globals['_SUMMARY']._serialized_start=640
-  _globals['_SUMMARY']._serialized_end=717
-  _globals['_FETCHREQUEST']._serialized_start=720
-  _globals['_FETCHREQUEST']._serialized_end=950
-  _globals['_CHUNKREFERENCE']._serialized_start=952
-  _globals['_CHUNKREFERENCE']._serialized_end=1001
-  _globals['_NOTHING']._serialized_start=1003
-  _globals['_NOTHING']._serialized_end=1012
-  _globals['_CHUNK']._serialized_start=1015
-  _globals['_CHUNK']._serialized_end=1170
-  _globals['_CHECKPOINTHEADER']._serialized_start=1173
-  _globals['_CHECKPOINTHEADER']._serialized_end=1327
-  _globals['_HOLDINGS']._serialized_start=1329
-  _globals['_HOLDINGS']._serialized_end=1374
-  _globals['_GENESISHEADER']._serialized_start=1376
-  _globals['_GENESISHEADER']._serialized_end=1467
-  _globals['_NAMEDFILE']._serialized_start=1469
-  _globals['_NAMEDFILE']._serialized_end=1508
-  _globals['_JOINREQUEST']._serialized_start=1510
-  _globals['_JOINREQUEST']._serialized_end=1542
-  _globals['_JOINREPLY']._serialized_start=1544
-  _globals['_JOINREPLY']._serialized_end=1589
-  _globals['_MESH']._serialized_start=1592
-  _globals['_MESH']._serialized_end=1756
+  _globals['_LINKFRAME']._serialized_end=285
+  _globals['_HELLO']._serialized_start=287
+  _globals['_HELLO']._serialized_end=378
+  _globals['_PROOF']._serialized_start=380
+  _globals['_PROOF']._serialized_end=420
+  _globals['_PING']._serialized_start=422
+  _globals['_PING']._serialized_end=443
+  _globals['_DELTAREFERENCE']._serialized_start=445
+  _globals['_DELTAREFERENCE']._serialized_end=513
+  _globals['_ANNOUNCE']._serialized_start=515
+  _globals['_ANNOUNCE']._serialized_end=567
+  _globals['_MEMBERSUMMARY']._serialized_start=569
+  _globals['_MEMBERSUMMARY']._serialized_end=636
+  _globals['_SUMMARY']._serialized_start=638
+  _globals['_SUMMARY']._serialized_end=715
+  _globals['_FETCHREQUEST']._serialized_start=718
+  _globals['_FETCHREQUEST']._serialized_end=948
+  _globals['_CHUNKREFERENCE']._serialized_start=950
+  _globals['_CHUNKREFERENCE']._serialized_end=999
+  _globals['_NOTHING']._serialized_start=1001
+  _globals['_NOTHING']._serialized_end=1010
+  _globals['_CHUNK']._serialized_start=1013
+  _globals['_CHUNK']._serialized_end=1168
+  _globals['_CHECKPOINTHEADER']._serialized_start=1171
+  _globals['_CHECKPOINTHEADER']._serialized_end=1325
+  _globals['_HOLDINGS']._serialized_start=1327
+  _globals['_HOLDINGS']._serialized_end=1372
+  _globals['_GENESISHEADER']._serialized_start=1374
+  _globals['_GENESISHEADER']._serialized_end=1465
+  _globals['_NAMEDFILE']._serialized_start=1467
+  _globals['_NAMEDFILE']._serialized_end=1506
+  _globals['_JOINREQUEST']._serialized_start=1508
+  _globals['_JOINREQUEST']._serialized_end=1540
+  _globals['_JOINREPLY']._serialized_start=1542
+  _globals['_JOINREPLY']._serialized_end=1587
+  _globals['_MESH']._serialized_start=1590
+  _globals['_MESH']._serialized_end=1754
 # @@protoc_insertion_point(module_scope)

@@ -20,17 +20,21 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class LinkFrame(_message.Message):
+    """Either one of `kind`, or messages of consensus/messages.py, each verbatim: whatever is waiting for
+    a neighbour when its stream is free goes in one frame, at most 1024 of them and 2 MiB.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
+    CONSENSUS_FIELD_NUMBER: _builtins.int
     HELLO_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
     ANNOUNCE_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
-    CONSENSUS_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
-    consensus: _builtins.bytes
-    """One message of consensus/messages.py, verbatim."""
+    @_builtins.property
+    def consensus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -46,19 +50,19 @@ class LinkFrame(_message.Message):
     def __init__(
         self,
         *,
+        consensus: _abc.Iterable[_builtins.bytes] | None = ...,
         hello: Global___Hello | None = ...,
         proof: Global___Proof | None = ...,
         announce: Global___Announce | None = ...,
         summary: Global___Summary | None = ...,
-        consensus: _builtins.bytes = ...,
         ping: Global___Ping | None = ...,
         pong: Global___Ping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "consensus", b"consensus", "hello", b"hello", "kind", b"kind", "ping", b"ping", "pong", b"pong", "proof", b"proof", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "hello", b"hello", "kind", b"kind", "ping", b"ping", "pong", b"pong", "proof", b"proof", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "consensus", b"consensus", "hello", b"hello", "kind", b"kind", "ping", b"ping", "pong", b"pong", "proof", b"proof", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "proof", "announce", "summary", "consensus", "ping", "pong"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "proof", "announce", "summary", "ping", "pong"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

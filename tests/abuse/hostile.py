@@ -23,7 +23,7 @@ from shoal.node.meters import Meters
 from shoal.node.retention import Retention
 from shoal.node.server import Server
 from shoal.node.status import StatusReply
-from shoal.node.wire import Announced, ConsensusMessage
+from shoal.node.wire import Announced, ConsensusMessages
 
 FRAME_HEADER_BYTES = 16
 
@@ -99,7 +99,7 @@ class Hostile:
 
     def say(self, victim: bytes, data: bytes) -> None:
         """Send bytes as a consensus message."""
-        self.links.send(victim, ConsensusMessage(data))
+        self.links.send(victim, ConsensusMessages((data,)))
 
 
 @asynccontextmanager

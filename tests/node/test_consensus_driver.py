@@ -37,7 +37,7 @@ class Diary:
         self.lines.append("durable")
 
     def send_all(self, peers: Any, message: Any) -> None:
-        self.lines.append(f"say {message.data.decode()}")
+        self.lines += [f"say {data.decode()}" for data in message.messages]
 
     async def decided(self, decided: Decided) -> None:
         self.lines.append(f"decided {decided.sequence}")

@@ -11,7 +11,7 @@ from shoal.node.errors import PeerError
 from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.node.wire import (
     Announced,
-    ConsensusMessage,
+    ConsensusMessages,
     Frame,
     Hello,
     LinkMessage,
@@ -41,7 +41,7 @@ messages = st.one_of(
         st.integers(0, 2**62),
         st.dictionaries(ids, st.tuples(st.integers(0, 2**62), st.binary(max_size=128)), max_size=5),
     ),
-    st.builds(ConsensusMessage, st.binary(max_size=500)),
+    st.builds(ConsensusMessages, st.lists(st.binary(max_size=500), min_size=1).map(tuple)),
     st.builds(Ping, st.integers(0, 2**64 - 1)),
     st.builds(Pong, st.integers(0, 2**64 - 1)),
 )
@@ -66,7 +66,9 @@ def test_too_much_of_anything_is_refused() -> None:
         Announced((reference,) * 1025),
         SummaryMessage(1, {bytes([a, b]) * 16: (1, b"") for a in range(5) for b in range(250)}),
         SummaryMessage(1, {bytes(32): (1, bytes(129))}),
-        ConsensusMessage(bytes((1 << 20) + 1)),
+        ConsensusMessages((bytes((1 << 20) + 1),)),
+        ConsensusMessages((bytes(1 << 20), bytes(1 << 20), b"x")),
+        ConsensusMessages((b"",) * 1025),
         Hello(1, bytes(32), bytes(32), bytes(32), "a" * 256),
         Announced(((bytes(31), 1, bytes(32)),)),
         Announced(((bytes(32), 0, bytes(32)),)),
