@@ -8,7 +8,6 @@ Nobody recreates weights from a seed; everybody fetches them.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -35,7 +34,10 @@ PARAMETERS_MAX = 500_000_000
 
 @dataclass(frozen=True, slots=True)
 class MeshParameters:
-    """What every member must do alike; chosen once, when the mesh is made."""
+    """What every member must do alike; chosen when the mesh is made.
+
+    A quorum may change most of them later: mesh_parameters.py says which.
+    """
 
     # AdamW steps between two deltas (H).
     local_steps: int = 8
@@ -64,7 +66,7 @@ class MeshParameters:
             "local_steps": (1, 100_000),
             "rounds_per_checkpoint": (1, 1024),
             "kept_per_chunk": (1, 4096),
-            "beta": (0.0, 1.0),
+            "beta": (0.001, 1.0),
             "start_share": (0.0, 1.0),
             "alpha": (0.01, 100.0),
             "clip_factor": (0.1, 1e6),
@@ -79,7 +81,7 @@ class MeshParameters:
             whole = isinstance(low, int) and isinstance(high, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 found.append(f"{name} must be a {'whole ' if whole else ''}number")
-            elif not math.isfinite(value) or not low <= value <= high:
+            elif not low <= value <= high:  # Not a number is between nothing and nothing.
                 found.append(f"{name} must be from {low} to {high}")
         return found
 

@@ -35,6 +35,7 @@ from shoal.node.holdings import open_holdings
 from shoal.node.identity import Identity, verify
 from shoal.node.links import Links
 from shoal.node.membership import Membership
+from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.repair import Repair, repair_of_node
 from shoal.node.round import RoundLoop
@@ -102,8 +103,14 @@ class Node:
             settings=relay_settings(settings.gossip),
             on_evidence=lambda operation: self._consensus.submit(operation),
         )
+        self._mesh = ParametersInForce(
+            genesis.parameters,
+            epochs=lambda: self._consensus.replica.epochs,
+            epoch=lambda: self._consensus.replica.validators.epoch,
+        )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
+        model.mesh = self._mesh.now
         self._repair = self._make_repair()
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
@@ -111,6 +118,7 @@ class Node:
         self.state = NodeState(
             settings=settings,
             genesis=genesis,
+            mesh=self._mesh,
             node_id=identity.node_id,
             meters=self._meters,
             lag=self._lag,
@@ -129,6 +137,7 @@ class Node:
         return Checkpointer(
             me=self._identity.node_id,
             genesis=self._genesis,
+            mesh=self._mesh.now,
             epochs=lambda: self._consensus.replica.epochs,
             model=self._model,
             gossip=self._gossip,
@@ -242,7 +251,7 @@ class Node:
             watch_for_cuts(
                 model=self._model,
                 consensus=self._consensus,
-                rounds_per_checkpoint=self._genesis.parameters.rounds_per_checkpoint,
+                rounds_per_checkpoint=lambda: self._mesh.now().rounds_per_checkpoint,
                 round_seconds=lambda: self.state.facts.round_seconds,
             ),
             self._keep_dialling(),
@@ -275,7 +284,7 @@ class Node:
             identity=self._identity,
             model=self._model,
             trainer=trainer,
-            mesh=self._genesis.parameters,
+            mesh=self._mesh.now,
             step_tokens=self._settings.train.batch * self._settings.train.sequence,
             max_rounds=self._settings.train.max_rounds,
             sequence=self._sequence,
@@ -373,7 +382,10 @@ class Node:
 
     async def submit(self, operation: bytes) -> str:
         """Hand a signed operation to the validators; returns "" or why not."""
-        reason = self._consensus.replica.check(operation)
+        replica = self._consensus.replica
+        reason = replica.check(operation)
+        if reason is None and (refusal := self._mesh.refusal(operation, replica.ledger)):
+            return refusal
         if reason is None:
             self._consensus.submit(operation)
             return ""

@@ -2,13 +2,14 @@
 process is replaced by one that makes up its progress at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from shoal.gossip.delta import DeltaHeader
 from shoal.node.config import Settings, load_settings
 from shoal.node.daemon import open_node
 from shoal.node.database import Database
@@ -73,12 +74,22 @@ class MadeUpTraining:
         self._random = torch.Generator().manual_seed(seed)
         self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
         self._free_at = 0.0
+        self.schedule: Mapping[str, float] | None = None
 
     async def started(self) -> None:
         return None
 
-    def order_round(self, number: int, *, steps: int, tokens_done: int, step_tokens: int) -> None:
+    def order_round(
+        self,
+        number: int,
+        *,
+        steps: int,
+        tokens_done: int,
+        step_tokens: int,
+        schedule: Mapping[str, float],
+    ) -> None:
         del tokens_done, step_tokens
+        self.schedule = schedule
         slot = self.delta_slot(number)
         slot.copy_(torch.randn(slot.shape, generator=self._random) * 1e-3)
         loop = asyncio.get_running_loop()
@@ -116,6 +127,7 @@ class RunningNode:
         self.settings = settings
         self.node: Node
         self.model: SharedModel
+        self.training: MadeUpTraining
         self._work: asyncio.Task[None]
         self._server: Server
         self._database: Database
@@ -125,8 +137,17 @@ class RunningNode:
         self.node, self.model, self._database = opened.node, opened.model, opened.database
         self._server = Server(self.node, self.node.links, self.node.meters)
         await self._server.start(self.settings.node.listen, insecure=False)
+        self.headers = list(self.model.book.pending())
+        told = self.model.on_added
+
+        def added(header: DeltaHeader) -> None:
+            self.headers.append(header)
+            told(header)
+
+        self.model.on_added = added
         total, seed = self.model.schema.layout.total, self.node.state.node_id[0]
-        training: Any = MadeUpTraining(total, seed) if train else None
+        self.training = MadeUpTraining(total, seed)
+        training: Any = self.training if train else None
         self._work = asyncio.create_task(self.node.run(training))
 
     async def stop(self) -> None:
