@@ -37,7 +37,8 @@ from shoal.node.genesis import (
 from shoal.node.identity import Identity, short
 from shoal.node.links import CHANNEL_OPTIONS, Links
 from shoal.node.meters import Meters
-from shoal.node.pieces import PieceDirectory, assemble
+from shoal.node.pieces import PieceDirectory, assemble, write_durably
+from shoal.node.presets import Preset, with_preset
 from shoal.proto.mesh_pb2 import JoinRequest
 from shoal.proto.mesh_pb2_grpc import MeshStub
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+NO_PRESET = Preset(mesh={}, settings={})
 CONNECT_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 5.0
 
@@ -75,12 +77,18 @@ async def join_mesh(
     data: str,
     mesh_id: str | None,
     insecure: bool,
+    preset: Preset = NO_PRESET,
+    flags: Mapping[str, object] | None = None,
 ) -> None:
     """Fetch a mesh from `address` into `directory`: genesis, newest checkpoint, a key, node.toml.
 
+    Cut off at any point, it goes on when called again: the key that was made is kept, and so are
+    the chunks that have come and a checkpoint that is whole. node.toml is written last and at
+    once, so a directory that has one is a node.
+
     Raises UnreachableError when nobody answers, UserError when what answers is not the mesh that
-    was named or does not hold together. In those cases nothing is left behind but the chunks of a
-    checkpoint that have come, which the next try goes on from.
+    was named or that the directory is of, or does not hold together. In those cases nothing new is
+    left behind but chunks.
     """
     pinned = _parse_mesh_id(mesh_id)
     channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -94,6 +102,7 @@ async def join_mesh(
         stub = MeshStub(channel)
         try:
             genesis, parts, anchor = await _fetch_genesis(stub, pinned)
+            _require_same_mesh(directory, genesis)
             part = await _fetch_newest(address, genesis, directory / "checkpoints")
         except bulk.FetchFailed as error:
             raise UnreachableError(f"{address} did not deliver the mesh: {error}") from None
@@ -108,15 +117,44 @@ async def join_mesh(
         anchor=anchor,
         tokenizer=parts.files,
         part=part,
-        values={
-            "node.name": directory.name,
-            "node.listen": listen,
-            "node.advertise": advertise,
-            "node.insecure": insecure,
-            "node.peers": [address],
-            "train.data": data,
-        },
+        values=with_preset(
+            preset,
+            {
+                "node.name": directory.name,
+                "node.listen": listen,
+                "node.advertise": advertise,
+                "node.insecure": insecure,
+                "node.peers": [address],
+                "train.data": data,
+            },
+            flags,
+        ),
     )
+
+
+def _require_same_mesh(directory: Path, genesis: Genesis) -> None:
+    """Raise UserError where a join of another mesh was cut off: its checkpoints may lie here."""
+    try:
+        begun = parse_document((directory / "genesis" / "genesis.json").read_bytes())
+    except (OSError, PeerError):
+        # None was written yet, or not all of it.
+        return
+    if begun.mesh_id != genesis.mesh_id:
+        raise UserError(
+            f"{directory} holds the beginnings of a node of mesh {begun.mesh_id.hex()}, and that "
+            f"node is of mesh {genesis.mesh_id.hex()}; name a new directory"
+        )
+
+
+def _own_key(path: Path) -> Identity:
+    """The key that an earlier try made, or a new one."""
+    if not path.exists():
+        return Identity.create(path)
+    if path.stat().st_size == 0:
+        # Cut off between making the file and filling it: there is no key in it to lose.
+        path.unlink()
+        return Identity.create(path)
+    return Identity.load(path)
 
 
 def _write_directory(
@@ -129,16 +167,18 @@ def _write_directory(
     values: Mapping[str, object],
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    identity = Identity.create(directory / "identity.key")
+    identity = _own_key(directory / "identity.key")
     write_genesis(directory / "genesis", genesis, genesis.read_anchor(anchor), tokenizer)
+    checkpoints = directory / "checkpoints"
     if part is not None:
         described, anchor = assemble(part)
         found = check_description(described, genesis)
         outcome = check_state(found, described.settled, anchor, genesis)
-        store = CheckpointStore(directory / "checkpoints")
+        store = CheckpointStore(checkpoints)
         write_checkpoint(store, found, outcome, genesis, tokenizer, epochs_of(described, genesis))
-        shutil.rmtree(part.path, ignore_errors=True)
-    (directory / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")
+    for left in (*checkpoints.glob(".*.part"), *checkpoints.glob(".*.new")):
+        shutil.rmtree(left, ignore_errors=True)
+    write_durably(directory / CONFIG_NAME, document_settings(values).encode())
     log.info(
         "mesh.fetched",
         mesh=genesis.mesh_id.hex(),
@@ -185,7 +225,7 @@ async def _fetch_genesis(
 
 async def _fetch_newest(address: str, genesis: Genesis, directory: Path) -> PieceDirectory | None:
     """The newest checkpoint in pieces, from everybody whose address is known; None while there is
-    none."""
+    none that is newer than what lies here whole."""
     addresses = dict.fromkeys([address, *(founder.address for founder in genesis.founders)])
     channels = {
         each: grpc.aio.insecure_channel(each, options=CHANNEL_OPTIONS) for each in addresses
@@ -197,9 +237,15 @@ async def _fetch_newest(address: str, genesis: Genesis, directory: Path) -> Piec
             certify=lambda each: check_description(each, genesis),
             directory=directory,
             anchor_bytes=4 * genesis.schema.layout.total,
-            above=0,
+            above=await asyncio.to_thread(_newest_whole, directory),
             meters=Meters(),
         )
     finally:
         for channel in channels.values():
             await channel.close()
+
+
+def _newest_whole(directory: Path) -> int:
+    """The height that an earlier try has finished; 0 where there is none."""
+    names = [path.name for path in directory.glob("*") if path.is_dir()]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
