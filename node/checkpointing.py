@@ -26,8 +26,8 @@ from shoal.gossip.parameters import EpochParameters
 from shoal.node import bulk
 from shoal.node.certified import (
     Certified,
+    Certifier,
     certified,
-    check_description,
     check_state,
     write_checkpoint,
 )
@@ -62,6 +62,7 @@ class Checkpointer:
         *,
         me: bytes,
         genesis: Genesis,
+        certifier: Certifier,
         mesh: Callable[[], MeshParameters],
         epochs: Callable[[], EpochChain],
         model: SharedModel,
@@ -77,6 +78,7 @@ class Checkpointer:
     ) -> None:
         self._me = me
         self._genesis = genesis
+        self._certifier = certifier
         self._mesh = mesh
         self._epochs = epochs
         self._model = model
@@ -273,7 +275,7 @@ class Checkpointer:
                     short(peer): self._links.stub(self._links.record(peer).address)
                     for peer in self._links.connected
                 },
-                certify=lambda each: check_description(each, self._genesis),
+                certify=self._certifier.check,
                 directory=self._store.directory,
                 anchor_bytes=4 * self._genesis.schema.layout.total,
                 above=self._model.height,
@@ -285,7 +287,7 @@ class Checkpointer:
         if part is None:
             return False
         described, data = await asyncio.to_thread(assemble, part)
-        found = check_description(described, self._genesis)
+        found = self._certifier.check(described)
         outcome = await self._model.compute(
             lambda: check_state(found, described.settled, data, self._genesis)
         )

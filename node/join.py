@@ -6,8 +6,10 @@ and by the Merkle root of its anchor.
 """
 
 import asyncio
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +21,12 @@ from shoal.gossip.errors import GossipError
 from shoal.node import bulk
 from shoal.node.bulk_wire import GenesisParts
 from shoal.node.certified import (
-    check_description,
+    Certifier,
     check_state,
-    epochs_of,
     write_checkpoint,
 )
 from shoal.node.checkpoints import CheckpointStore
-from shoal.node.config import CONFIG_NAME, document_settings
+from shoal.node.config import CONFIG_NAME, document_settings, split_address
 from shoal.node.errors import PeerError, UnreachableError, UserError
 from shoal.node.fetch import fetch_checkpoint
 from shoal.node.genesis import (
@@ -35,6 +36,7 @@ from shoal.node.genesis import (
     write_genesis,
 )
 from shoal.node.identity import Identity, short
+from shoal.node.inspect_client import fetch_status
 from shoal.node.links import CHANNEL_OPTIONS, Links
 from shoal.node.meters import Meters
 from shoal.node.pieces import PieceDirectory, assemble, write_durably
@@ -50,6 +52,9 @@ log = structlog.get_logger()
 NO_PRESET = Preset(mesh={}, settings={})
 CONNECT_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 5.0
+_ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+# So many members besides its contact and the founders does a joiner ask, and remember.
+OTHERS_MAX = 16
 
 
 async def ask_to_join(links: Links, addresses: Sequence[str], operation: bytes) -> bool:
@@ -103,7 +108,11 @@ async def join_mesh(
         try:
             genesis, parts, anchor = await _fetch_genesis(stub, pinned)
             _require_same_mesh(directory, genesis)
-            part = await _fetch_newest(address, genesis, directory / "checkpoints")
+            certifier = Certifier(genesis)
+            others = await _others(address)
+            part = await _fetch_newest(
+                [address, *others], genesis, certifier, directory / "checkpoints"
+            )
         except bulk.FetchFailed as error:
             raise UnreachableError(f"{address} did not deliver the mesh: {error}") from None
         except (PeerError, GossipError, ConsensusError) as error:
@@ -114,6 +123,7 @@ async def join_mesh(
         _write_directory,
         directory,
         genesis=genesis,
+        certifier=certifier,
         anchor=anchor,
         tokenizer=parts.files,
         part=part,
@@ -124,7 +134,7 @@ async def join_mesh(
                 "node.listen": listen,
                 "node.advertise": advertise,
                 "node.insecure": insecure,
-                "node.peers": [address],
+                "node.peers": [address, *others],
                 "train.data": data,
             },
             flags,
@@ -161,6 +171,7 @@ def _write_directory(
     directory: Path,
     *,
     genesis: Genesis,
+    certifier: Certifier,
     anchor: bytes,
     tokenizer: Mapping[str, bytes],
     part: PieceDirectory | None,
@@ -172,10 +183,10 @@ def _write_directory(
     checkpoints = directory / "checkpoints"
     if part is not None:
         described, anchor = assemble(part)
-        found = check_description(described, genesis)
+        found = certifier.check(described)
         outcome = check_state(found, described.settled, anchor, genesis)
         store = CheckpointStore(checkpoints)
-        write_checkpoint(store, found, outcome, genesis, tokenizer, epochs_of(described, genesis))
+        write_checkpoint(store, found, outcome, genesis, tokenizer, certifier.epochs(described))
     for left in (*checkpoints.glob(".*.part"), *checkpoints.glob(".*.new")):
         shutil.rmtree(left, ignore_errors=True)
     write_durably(directory / CONFIG_NAME, document_settings(values).encode())
@@ -223,10 +234,34 @@ async def _fetch_genesis(
     return genesis, parts, anchor
 
 
-async def _fetch_newest(address: str, genesis: Genesis, directory: Path) -> PieceDirectory | None:
+async def _others(address: str) -> list[str]:
+    """Members that the contact has a link to now: those that joined after the mesh was founded.
+
+    It may name whom it likes: what they send is checked like everything else.
+    """
+    try:
+        status = await fetch_status(address)
+    except UnreachableError as error:
+        log.info("join.members-unknown", why=str(error))
+        return []
+    found = []
+    for peer in status.peers:
+        # A stranger's text that will stand in node.toml.
+        if peer.state != "connected" or not _ADDRESS.fullmatch(peer.address):
+            continue
+        with suppress(ValueError):
+            split_address(peer.address)
+            found.append(peer.address)
+    found = [each for each in found if each != address]
+    return list(dict.fromkeys(found))[:OTHERS_MAX]
+
+
+async def _fetch_newest(
+    known: Sequence[str], genesis: Genesis, certifier: Certifier, directory: Path
+) -> PieceDirectory | None:
     """The newest checkpoint in pieces, from everybody whose address is known; None while there is
     none that is newer than what lies here whole."""
-    addresses = dict.fromkeys([address, *(founder.address for founder in genesis.founders)])
+    addresses = dict.fromkeys([*known, *(founder.address for founder in genesis.founders)])
     channels = {
         each: grpc.aio.insecure_channel(each, options=CHANNEL_OPTIONS) for each in addresses
     }
@@ -234,7 +269,7 @@ async def _fetch_newest(address: str, genesis: Genesis, directory: Path) -> Piec
         return await fetch_checkpoint(
             mesh_id=genesis.mesh_id,
             holders={each: MeshStub(channel) for each, channel in channels.items()},
-            certify=lambda each: check_description(each, genesis),
+            certify=certifier.check,
             directory=directory,
             anchor_bytes=4 * genesis.schema.layout.total,
             above=await asyncio.to_thread(_newest_whole, directory),

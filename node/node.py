@@ -20,7 +20,7 @@ from shoal.gossip.delta import Delta
 from shoal.gossip.topology import neighbours
 from shoal.node.bulk_wire import GenesisParts
 from shoal.node.capture import open_capture
-from shoal.node.certified import Certified, certified, check_description
+from shoal.node.certified import Certified, Certifier, certified
 from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import Settings
@@ -103,6 +103,7 @@ class Node:
             settings=relay_settings(settings.gossip),
             on_evidence=lambda operation: self._consensus.submit(operation),
         )
+        self._certifier = Certifier(genesis)
         self._mesh = ParametersInForce(
             genesis.parameters,
             epochs=lambda: self._consensus.replica.epochs,
@@ -137,6 +138,7 @@ class Node:
         return Checkpointer(
             me=self._identity.node_id,
             genesis=self._genesis,
+            certifier=self._certifier,
             mesh=self._mesh.now,
             epochs=lambda: self._consensus.replica.epochs,
             model=self._model,
@@ -201,7 +203,7 @@ class Node:
             ledger=lambda: self._consensus.replica.ledger,
             validators=lambda: self._consensus.replica.validators,
             height=lambda: self._model.height,
-            certify=lambda each: check_description(each, self._genesis),
+            certify=self._certifier.check,
             check_delta_log=lambda each, path: check_delta_log(
                 each, path, frame_bytes_max=max_frame_bytes(self._model.schema.layout, CHUNK)
             ),

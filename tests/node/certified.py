@@ -110,7 +110,7 @@ class CertifiedMesh:
     def epoch_record(self, number: int, *, parent: bytes | None = None, start: int = -1) -> bytes:
         if parent is None:
             parent = epoch_digest(self.epoch_record(number - 1)) if number else self.mesh_id
-        start = 10 * number if start < 0 else start
+        start = 12 * number if start < 0 else start
         voters = self.sets[number]
         ids = b"".join(key.id for key in voters)
         fields = (self.mesh_id, u64(number), parent, u64(start), u8(len(voters)), ids)
@@ -179,7 +179,7 @@ class CertifiedMesh:
         given: dict[str, object] = {
             "epoch": self.epoch,
             "view": 2,
-            "sequence": 10 * self.epoch + 3,
+            "sequence": 12 * self.epoch + 3,
             "digest": operation_digest(operation),
             "voters": self.sets[-1],
             **how,

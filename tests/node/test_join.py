@@ -4,20 +4,32 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shoal.consensus.epochs import EpochChain, EpochLink, parse_link
+from shoal.consensus.errors import ConsensusError
+from shoal.consensus.votes import VoteKind
+from shoal.gossip.manifest import Manifest
+from shoal.node.bulk_wire import Description
+from shoal.node.certified import Certifier
 from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 from shoal.node.identity import Identity
-from shoal.node.join import join_mesh
+from shoal.node.join import _others, join_mesh
+from shoal.node.ports import free_address
 from shoal.node.presets import Preset
 from shoal.node.verify import verify_checkpoint
-from tests.node.mesh import RunningNode, found_mesh, running, until
+from tests.node.certified import MESH, SCHEMA, CertifiedMesh, as_list
+from tests.node.fake_node import example_reply, fake_node
+from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
+from tests.node.test_growth import leave, validators
 
+WANTED = {**QUICK, "consensus.validators_wanted": 3}
 CHANGES = frozenset({"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "shutil.rmtree"})
 
 
@@ -85,7 +97,7 @@ async def is_killed(steps: int, directory: Path, first: RunningNode) -> bool:
 def require_a_node(directory: Path, first: RunningNode) -> None:
     settings = load_settings(directory)
     assert (settings.gossip.degree, settings.train.batch) == (5, 2)
-    assert settings.node.peers == [first.settings.node.listen]
+    assert settings.node.peers[0] == first.settings.node.listen
     proof = verify_checkpoint(newest_checkpoint(directory), first.node.mesh_id)
     assert proof.record.height >= 1
     assert not [*directory.glob("*.new"), *directory.glob("checkpoints/.*")], "nothing lies about"
@@ -150,3 +162,114 @@ def test_what_was_begun_for_another_mesh_is_not_mixed_with_this_one(tmp_path: Pa
             require_a_node(directory, nodes[0])
 
     asyncio.run(story())
+
+
+def test_a_joiner_gets_in_though_its_contact_and_all_founders_are_gone(tmp_path: Path) -> None:
+    async def story() -> None:
+        (home,) = found_mesh(tmp_path / "mesh", nodes=1)
+        first = RunningNode(home, load_settings(home, WANTED))
+        await first.start()
+        nodes = [first]
+        try:
+            await until(lambda: first.node.holdings.whole_heights() != [], nodes)
+            for number in (2, 3):
+                nodes.append(await joined(tmp_path / f"{number}", first))
+                await until(lambda n=number: validators(first) == n, nodes)  # type: ignore[misc]
+            late = await joined(tmp_path / "late", first, start=False)
+            known = [node.settings.node.listen for node in nodes]
+            assert late.settings.node.peers[0] == known[0]
+            assert sorted(late.settings.node.peers) == sorted(known)
+            leave(first)
+            await until(lambda: first.failed() is not None, nodes[1:])
+            await first.stop()
+            del nodes[0]
+            await late.start()
+            nodes.append(late)
+            await until(lambda: counts(late, nodes[0]), nodes)
+        finally:
+            await asyncio.gather(*(node.stop() for node in nodes))
+
+    asyncio.run(story())
+
+
+def counts(node: RunningNode, seen_by: RunningNode) -> bool:
+    """Whether what the node learns is counted in the mesh."""
+    return node.node.state.node_id in seen_by.model.parameters.members
+
+
+async def joined(directory: Path, first: RunningNode, *, start: bool = True) -> RunningNode:
+    await join(directory, first, listen=free_address(), preset=Preset(mesh={}, settings={}))
+    node = RunningNode(directory, load_settings(directory, WANTED))
+    if start:
+        await node.start()
+    return node
+
+
+@pytest.mark.parametrize(
+    ("address", "taken"),
+    [
+        ("10.0.0.7:7400", True),
+        ("[::1]:7400", True),
+        ("host.example:7400", True),
+        ("nowhere", False),
+        ("a\nb:7400", False),
+        ("a,b:7400", False),
+        ("a:" + "9" * 400, False),
+    ],
+)
+def test_what_the_contact_says_of_others_is_an_address_or_nothing(
+    address: str, taken: bool
+) -> None:
+    reply = example_reply()
+    reply.peers[0].address, reply.peers[0].state = address, "connected"
+    with fake_node(reply, address="127.0.0.1:0") as contact:
+        found = asyncio.run(_others(contact))
+    assert (address in found) == taken
+
+
+def description_of(mesh: CertifiedMesh) -> Description:
+    return Description(
+        height=mesh.height,
+        operation=mesh.operation,
+        certificate=mesh.commit(mesh.operation).to_bytes(),
+        settled=mesh.settled,
+        anchor_bytes=4 * SCHEMA.layout.total,
+        addresses=Manifest.of(mesh.anchor).addresses,
+        epochs=as_list(mesh.links),
+    )
+
+
+def test_a_chain_is_verified_once_whoever_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[EpochLink] = []
+    check = EpochChain.check
+
+    def counted(self: EpochChain, link: EpochLink, verify: Any) -> None:
+        check(self, link, verify)
+        checked.append(link)
+
+    monkeypatch.setattr(EpochChain, "check", counted)
+    described = description_of(MESH)
+    certifier = Certifier(MESH.genesis)
+    for _ in range(3):
+        assert certifier.check(described).height == MESH.height
+    assert certifier.epochs(described).last == 2
+    assert len(checked) == 2, "two links, once"
+    # The same epochs under other signatures have to stand on their own.
+    first = parse_link(MESH.links[0]).certificate
+    other = MESH.certificate(
+        VoteKind.STABLE,
+        epoch=0,
+        view=0,
+        sequence=first.sequence,
+        digest=first.digest,
+        voters=MESH.sets[0],
+        signers=(0, 1, 2),
+    )
+    assert other.signers != first.signers
+    again = (MESH.links[0][: -len(first.to_bytes())] + other.to_bytes(), MESH.links[1])
+    assert certifier.check(replace(described, epochs=as_list(again))).height == MESH.height
+    assert len(checked) == 4
+    for wrong in (as_list(MESH.links[:1]), as_list((MESH.links[1], MESH.links[0]))):
+        with pytest.raises(ConsensusError):
+            certifier.check(replace(described, epochs=wrong))
+    assert certifier.check(described).height == MESH.height, "a liar spoils nothing"
