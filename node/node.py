@@ -29,6 +29,7 @@ from shoal.node.cut_watch import watch_for_cuts
 from shoal.node.database import Database
 from shoal.node.delta_log import check_delta_log
 from shoal.node.errors import PeerError
+from shoal.node.evaluation import Evaluation
 from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver, relay_settings
 from shoal.node.holdings import open_holdings
@@ -115,7 +116,7 @@ class Node:
         self._repair = self._make_repair()
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
-        self._evaluating = False
+        self._evaluation = Evaluation(model, lambda: self.state.facts)
         self.state = NodeState(
             settings=settings,
             genesis=genesis,
@@ -264,11 +265,14 @@ class Node:
                 group.create_task(work)
 
     async def stop(self) -> None:
-        """End links, timers and training."""
+        """End links, timers, training and whatever else runs beside: after this the database may
+        close."""
         self._consensus.close()
         await self.links.close()
+        await self._gossip.close()
         if self._trainer is not None:
             await self._trainer.stop()
+        await self._evaluation.close()
 
     async def _take_part(self, trainer: TrainerProcess | None) -> None:
         """Join and train, once it is known how much text there is to train on."""
@@ -345,26 +349,9 @@ class Node:
                 materialised=materialised,
             )
         )
-        if materialised and found.height == self._model.height:
-            self._evaluate_soon()
-
-    def _evaluate_soon(self) -> None:
-        if self._trainer is not None and self._trainer.ready and not self._evaluating:
-            self._evaluating = True
-            self._evaluation = asyncio.create_task(self._evaluate(self._trainer))
-
-    async def _evaluate(self, trainer: TrainerProcess) -> None:
-        """Measure the newest committed model on this node's held-out text, between rounds."""
-        try:
-            height, committed = self._model.height, self._model.committed
-            await self._model.compute(lambda: committed.to_weights(out=trainer.evaluation_slot()))
-            loss = await trainer.evaluate(str(height))
-            self.state.facts.evaluations[height] = loss
-            log.info("checkpoint.evaluated", height=height, held_out_loss=round(loss, 4))
-        except TrainingFailed:
-            return
-        finally:
-            self._evaluating = False
+        newest = materialised and found.height == self._model.height
+        if newest and self._trainer is not None:
+            self._evaluation.soon(self._trainer)
 
     async def _on_unsaid(self, unsaid: list[Unsaid]) -> None:
         if self._rounds is not None:
