@@ -8,7 +8,7 @@ Nobody recreates weights from a seed; everybody fetches them.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from shoal.consensus.epochs import EpochRecord, first_epoch
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.parameters import EpochParameters, genesis_parameters
 from shoal.gossip.schema import ModelSchema
+from shoal.node.checkpoints import OWN_NAMES
 from shoal.node.errors import DamagedError, PeerError
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
@@ -221,6 +222,19 @@ def parse_document(document: bytes) -> Genesis:
     return genesis
 
 
+def check_tokenizer_names(names: Collection[str]) -> None:
+    """Raise PeerError unless a checkpoint directory has room for files of these names."""
+    if len(names) > TOKENIZER_FILES_MAX or any(
+        not name or Path(name).name != name or name.startswith(".") for name in names
+    ):
+        raise PeerError("genesis-tokenizer", "its file names are not plain names")
+    # Also where a file system takes two spellings for one name.
+    if taken := sorted(name for name in names if name.lower() in OWN_NAMES):
+        raise PeerError(
+            "genesis-tokenizer", f"{taken[0]} is a checkpoint's own file, so it needs another name"
+        )
+
+
 def _parse_founder(content: Mapping[str, Any]) -> Founder:
     return Founder(
         node_id=bytes.fromhex(content["id"]),
@@ -243,11 +257,7 @@ def _check_genesis(genesis: Genesis) -> None:
         raise PeerError("genesis-malformed", "anchor_root is not 32 bytes")
     if genesis.schema.layout.total > PARAMETERS_MAX:
         raise PeerError("genesis-size", f"more than {PARAMETERS_MAX} parameters")
-    if len(genesis.tokenizer_hashes) > TOKENIZER_FILES_MAX or any(
-        not file or Path(file).name != file or file.startswith(".")
-        for file in genesis.tokenizer_hashes
-    ):
-        raise PeerError("genesis-tokenizer", "its file names are not plain names")
+    check_tokenizer_names(genesis.tokenizer_hashes)
     if problems := genesis.parameters.problems():
         raise PeerError("genesis-parameters", "; ".join(problems))
 

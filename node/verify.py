@@ -19,7 +19,6 @@ from typing import Any
 
 from shoal.node.errors import UserError
 from shoal.node.verify_content import (
-    UNTRUSTED,
     check_deltas,
     check_manifest,
     check_model_files,
@@ -35,6 +34,7 @@ from shoal.node.verify_formats import (
     GENESIS_BYTES_MAX,
     OPERATION_BYTES_MAX,
     STABLE,
+    UNTRUSTED,
     Certificate,
     Epoch,
     Fields,

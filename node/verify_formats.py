@@ -34,6 +34,23 @@ RECORD_PARAMETERS_MAX = 64 * 1024
 CUT_MAX = 4096
 TENSORS_MAX = 2048
 PARAMETERS_MAX = 500_000_000
+# What a person may read but nobody should believe.
+UNTRUSTED = "checkpoint.json"
+# No file of the tokenizer has one of these names.
+OURS = (
+    "genesis.json",
+    "epochs.bin",
+    "operation.bin",
+    "certificate.bin",
+    "settled.bin",
+    "manifest.bin",
+    "chunks",
+    "deltas.bin",
+    "model.safetensors",
+    "config.json",
+    "anchor.bin",
+    UNTRUSTED,
+)
 _CERTIFICATE = Struct(">BQQQ32sI")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 
@@ -318,6 +335,7 @@ def parse_genesis(document: bytes) -> Genesis:
             and len(set(keys)) == len(keys)
             and {len(key) for key in keys} == {32}
             and all(Path(name).name == name and name[0] != "." for name in genesis.tokenizer)
+            and not any(name.lower() in OURS for name in genesis.tokenizer)
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise Refused("malformed-genesis", f"genesis.json cannot be read: {error}") from None
