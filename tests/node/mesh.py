@@ -161,8 +161,9 @@ class RunningNode:
     def height(self) -> int:
         return self.model.height
 
-    def root(self, height: int) -> str:
-        return {c.height: c.root for c in self.node.status().checkpoints}[height]
+    def rebuilt(self) -> dict[int, str]:
+        """The roots of the heights whose anchors it has rebuilt and written to its disk."""
+        return {c.height: c.root for c in self.node.status().checkpoints if c.materialised}
 
     def failed(self) -> BaseException | None:
         return self._work.exception() if self._work.done() else None
@@ -176,12 +177,18 @@ class RunningNode:
 
 
 @asynccontextmanager
-async def running(directories: list[Path], *, rounds: int) -> AsyncIterator[list[RunningNode]]:
-    """Start a node for each directory, and stop them all at the end."""
+async def running(
+    directories: list[Path], *, rounds: int, **settings: object
+) -> AsyncIterator[list[RunningNode]]:
+    """Start a node for each directory, and stop them all at the end.
+
+    settings: by dotted name with "__" for the dot, like retention__keep_whole.
+    """
+    further = {name.replace("__", "."): value for name, value in settings.items()}
     nodes = []
     for directory in directories:
         node = RunningNode(
-            directory, load_settings(directory, {**QUICK, "train.max_rounds": rounds})
+            directory, load_settings(directory, {**QUICK, "train.max_rounds": rounds, **further})
         )
         await node.start()
         nodes.append(node)
@@ -201,3 +208,20 @@ async def until(
                 if (error := node.failed()) is not None:
                     raise error
             await asyncio.sleep(0.05)
+
+
+async def until_rebuilt(nodes: list[RunningNode], least: int, *, seconds: float = 60.0) -> int:
+    """Wait until all have rebuilt one height of `least` or more; returns the newest such height.
+
+    Not each height: a node that was away or slow goes to the newest certified one at once. What
+    all have must be equal, at every height.
+    """
+
+    def common() -> set[int]:
+        return set[int].intersection(*(set(node.rebuilt()) for node in nodes))
+
+    await until(lambda: max(common(), default=0) >= least, nodes, seconds=seconds)
+    heights = common()
+    for height in heights:
+        assert len({node.rebuilt()[height] for node in nodes}) == 1, f"they differ at {height}"
+    return max(heights)
