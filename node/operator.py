@@ -136,10 +136,11 @@ def approve_parameters(directory: Path, settings: Mapping[str, str]) -> str:
         identity, mesh_id, address, status = await _own(directory)
         answer = _mesh_answer(status)
         after = changed(answer.in_force, settings)
-        if after != answer.decided:
-            operation = approval(identity, mesh_id, answer.epoch, change_to(after))
-            await _submit(address, operation)
         what = ", ".join(f"{k} {v}" for k, v in differences(answer.in_force, after).items())
+        if after == answer.decided:
+            return f"decided already: {what}; it holds from the next epoch on"
+        operation = approval(identity, mesh_id, answer.epoch, change_to(after))
+        await _submit(address, operation)
         validators = status.consensus.validators
         return (
             f"approved in epoch {answer.epoch}: {what}; it holds from the next epoch on, which "

@@ -82,7 +82,11 @@ def epoch_digest(record: bytes) -> bytes:
 class CertifiedMesh:
     """A mesh with its validators' keys; `sets`: who votes in epoch 0, 1, ..., a letter each."""
 
-    def __init__(self, *sets: str, name: str = "the mesh") -> None:
+    def __init__(
+        self, *sets: str, name: str = "the mesh", parameters: bytes = b"parameters"
+    ) -> None:
+        """parameters: what the record of each epoch but the first says of the mesh's."""
+        self.parameters = parameters
         self.sets = tuple(keys(labels) for labels in sets)
         self.height = 5
         random = np.random.default_rng(7)
@@ -114,7 +118,7 @@ class CertifiedMesh:
         voters = self.sets[number]
         ids = b"".join(key.id for key in voters)
         fields = (self.mesh_id, u64(number), parent, u64(start), u8(len(voters)), ids)
-        return b"".join(fields) + blob(b"parameters" if number else b"")
+        return b"".join(fields) + blob(self.parameters if number else b"")
 
     def link(
         self,

@@ -14,7 +14,7 @@ from shoal.node import cli
 from shoal.node.audit import audit_all
 from shoal.node.checkpoint_dirs import checkpoint_directories
 from shoal.node.config import load_settings
-from shoal.node.errors import DAMAGED, UserError
+from shoal.node.errors import DAMAGED, OK, UserError
 from shoal.node.genesis import MeshParameters, load_genesis
 from shoal.node.identity import Identity
 from shoal.node.join import join_mesh
@@ -62,11 +62,16 @@ async def a_quorum_decides(nodes: list[RunningNode]) -> None:
     assert "3 of 4" in await approved_by(nodes[1])
     await two_more(nodes)
     assert {in_force(node) for node in nodes} == {before}, "two of four decide nothing"
-    await approved_by(nodes[3])
+    words = [f"--set={name}={value}" for name, value in WISH.items()]
+    last = ["parameters", str(nodes[3].directory), *words]
+    assert await asyncio.to_thread(cli.main, last) == OK
     await until(lambda: all(epoch(node) == 1 for node in nodes), nodes)
     assert len({in_force(node) for node in nodes}) == 1
     assert in_force(nodes[2]).clip_factor == 1.25
     assert in_force(nodes[2]).local_steps == before.local_steps
+    assert await asyncio.to_thread(cli.main, ["parameters", str(nodes[1].directory)]) == OK
+    with pytest.raises(UserError, match="in force already"):
+        await approved_by(nodes[1])
     answer = await asyncio.to_thread(mesh_parameters, nodes[2].directory)
     assert answer.in_force == in_force(nodes[2]) and answer.decided is None
     await two_more(nodes)
