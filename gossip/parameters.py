@@ -221,11 +221,13 @@ def next_parameters(
     schema: ModelSchema,
     *,
     clip_factor: float = 2.0,
+    kept_per_chunk: int | None = None,
 ) -> EpochParameters:
     """What is in force after a cut with these contributions: the same bits on every machine.
 
     `previous` is the epoch of the last committed checkpoint; `members` are those of the next
     epoch, (id, shard tokens, share permille) each, in any order; so are the contributions.
+    kept_per_chunk: the next epoch's density, of 4096; None leaves it as it is.
     """
     keys = {(contribution.member, contribution.sequence) for contribution in contributions}
     assert len(keys) == len(contributions), "a delta is in a cut once"
@@ -237,7 +239,7 @@ def next_parameters(
         alpha=_next_alpha(previous.alpha, contributions, len(members), schema),
         weights=objective_weights([Member(*member) for member in members], tokens),
         clip=_next_clip(previous.clip, contributions, clip_factor),
-        kept_per_chunk=previous.kept_per_chunk,
+        kept_per_chunk=kept_per_chunk or previous.kept_per_chunk,
         tokens=min(COUNTER_MAX, previous.tokens + sum(tokens.values())),
     )
 

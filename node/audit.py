@@ -19,6 +19,7 @@ import torch
 
 from shoal.compression.codec import SparseDelta, decode, max_frame_bytes
 from shoal.compression.frame import FrameError
+from shoal.consensus.epochs import parse_link
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.records import Checkpoint, CheckpointRecord, CutEntry, parse_operation
 from shoal.gossip.anchor import Anchor
@@ -34,10 +35,11 @@ from shoal.gossip.parameters import (
 from shoal.gossip.schema import ModelSchema
 from shoal.gossip.settled import SettledState
 from shoal.node.checkpoint_dirs import checkpoint_directories
-from shoal.node.checkpoints import read_checkpoint, read_list
+from shoal.node.checkpoints import LINK_BYTES_MAX, read_checkpoint, read_list
 from shoal.node.errors import DamagedError, PeerError, UserError
-from shoal.node.genesis import Genesis, anchor_from_bytes, parse_document
+from shoal.node.genesis import Genesis, MeshParameters, anchor_from_bytes, parse_document
 from shoal.node.identity import verify
+from shoal.node.mesh_parameters import follow
 from shoal.node.verify import verify_checkpoint
 
 DIGEST_BYTES = 32
@@ -149,7 +151,8 @@ def audit_checkpoint(directory: Path, previous: Path | None = None) -> Audit:
     root = anchor.root()
     # With a delta missing, everything else must differ: one cause is one problem.
     if not problems:
-        problems += _differences(genesis, base, record, opened, root)
+        mesh = _in_force(directory, genesis)
+        problems += _differences(genesis, mesh, base, record, opened, root)
     return Audit(
         height=record.height,
         mesh_id=proof.mesh_id.hex(),
@@ -199,6 +202,12 @@ def _genesis(directory: Path) -> Genesis:
         return parse_document((directory / "genesis.json").read_bytes())
     except PeerError as error:
         raise DamagedError(f"{directory}/genesis.json is no genesis: {error}") from None
+
+
+def _in_force(directory: Path, genesis: Genesis) -> MeshParameters:
+    """The mesh parameters of the epoch that certified this checkpoint: the last in its chain."""
+    links = read_list(directory / "epochs.bin", LINK_BYTES_MAX)
+    return follow(genesis.parameters, (parse_link(link).record.parameters for link in links))
 
 
 def _base(
@@ -254,7 +263,8 @@ def _opened(
 ) -> Iterator[_Opened]:
     """The deltas that are in order, one by one; adds a problem for each that is not."""
     book = DeltaBook(record.mesh_id, base.settled)
-    frame_max = max_frame_bytes(schema.layout, base.settled.epochs[-1].kept_per_chunk)
+    kept = max(epoch.kept_per_chunk for epoch in base.settled.epochs)
+    frame_max = max_frame_bytes(schema.layout, kept)
     blobs = read_list(directory / "deltas.bin", BLOB_OVERHEAD_BYTES + frame_max)
     for entry in record.cut:
         name = f"delta {entry.sequence} of {entry.member.hex()[:16]}"
@@ -333,6 +343,7 @@ def _norm(schema: ModelSchema, steps: torch.Tensor) -> float:
 
 def _differences(
     genesis: Genesis,
+    mesh: MeshParameters,
     base: _Base,
     record: CheckpointRecord,
     opened: Sequence[_Opened],
@@ -353,7 +364,8 @@ def _differences(
         [each.contribution for each in opened],
         [(member, 1, 1000) for member, _ in certified.weights],
         genesis.schema,
-        clip_factor=genesis.parameters.clip_factor,
+        clip_factor=mesh.clip_factor,
+        kept_per_chunk=mesh.kept_per_chunk,
     )
     for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens"):
         if getattr(recomputed, name) != getattr(certified, name):

@@ -7,9 +7,10 @@ digests and roots in the record.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from shoal.consensus.certificate import Certificate, parse_certificate, verify_certificate
-from shoal.consensus.epochs import EpochChain, build_chain, split_links
+from shoal.consensus.epochs import EpochChain, build_chain, parse_link, split_links
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.records import (
     Checkpoint,
@@ -81,15 +82,6 @@ def certified(operation: bytes, certificate: bytes, epochs: EpochChain) -> Certi
     return found
 
 
-def epochs_of(described: Description, genesis: Genesis) -> EpochChain:
-    """The chain of epochs that a description brings, checked from the genesis on.
-
-    Raises ConsensusError.
-    """
-    links = split_links(described.epochs)
-    return build_chain(links, genesis.first_epoch(), STABILITY_INTERVAL, verify)
-
-
 def _require_settled(found: Certified, settled: bytes) -> SettledState:
     """Return the settled state; raises GossipError, or PeerError where it is another one."""
     state = SettledState.from_bytes(settled)
@@ -98,20 +90,54 @@ def _require_settled(found: Certified, settled: bytes) -> SettledState:
     return state
 
 
-def check_description(described: Description, genesis: Genesis) -> Certified:
-    """Check everything about a checkpoint from anywhere but its anchor, of which the addresses.
+class Certifier:
+    """Checks what strangers say a checkpoint is. For any thread.
 
-    Raises ConsensusError, GossipError or PeerError.
+    Many describe one checkpoint, and every later one repeats the chain of epochs: what was checked
+    of it once is not checked again.
     """
-    found = certified(described.operation, described.certificate, epochs_of(described, genesis))
-    if found.height != described.height:
-        raise PeerError("checkpoint-height", "its operation is of another height")
-    if described.anchor_bytes != 4 * genesis.schema.layout.total:
-        raise PeerError("anchor-size", f"{described.anchor_bytes} bytes")
-    if root_of_chunks(genesis.schema, described.addresses) != found.record.anchor_root:
-        raise PeerError("checkpoint-root", "its chunks are not those of the certified anchor")
-    _require_settled(found, described.settled)
-    return found
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._genesis = genesis
+        self._chain = EpochChain(genesis.first_epoch(), STABILITY_INTERVAL)
+        self._lock = Lock()
+
+    def check(self, described: Description) -> Certified:
+        """Check everything about a checkpoint but its anchor, of which the addresses.
+
+        Raises ConsensusError, GossipError or PeerError.
+        """
+        links = split_links(described.epochs)
+        found = certified(described.operation, described.certificate, self._epochs(links))
+        if found.certificate.epoch != len(links):
+            # Whoever is given these links later knows no others.
+            raise ConsensusError("unknown-epoch", f"{len(links)} links to it")
+        if found.height != described.height:
+            raise PeerError("checkpoint-height", "its operation is of another height")
+        if described.anchor_bytes != 4 * self._genesis.schema.layout.total:
+            raise PeerError("anchor-size", f"{described.anchor_bytes} bytes")
+        root = root_of_chunks(self._genesis.schema, described.addresses)
+        if root != found.record.anchor_root:
+            raise PeerError("checkpoint-root", "its chunks are not those of the certified anchor")
+        _require_settled(found, described.settled)
+        return found
+
+    def epochs(self, described: Description) -> EpochChain:
+        """The chain that a description brings, and perhaps more; raises ConsensusError."""
+        return self._epochs(split_links(described.epochs))
+
+    def _epochs(self, links: Sequence[bytes]) -> EpochChain:
+        with self._lock:
+            known = self._chain.links(len(links))
+            if tuple(links[: len(known)]) != known:
+                # Other signatures under the same epochs: it has to stand on its own.
+                first = self._genesis.first_epoch()
+                return build_chain(links, first, STABILITY_INTERVAL, verify)
+            for data in links[len(known) :]:
+                link = parse_link(data)
+                self._chain.check(link, verify)
+                self._chain.append(link)
+            return self._chain
 
 
 def check_state(found: Certified, settled: bytes, anchor: bytes, genesis: Genesis) -> Outcome:

@@ -26,21 +26,21 @@ from shoal.gossip.parameters import EpochParameters
 from shoal.node import bulk
 from shoal.node.certified import (
     Certified,
+    Certifier,
     certified,
-    check_description,
     check_state,
     write_checkpoint,
 )
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.database import Database
 from shoal.node.fetch import fetch_checkpoint
-from shoal.node.genesis import Genesis
+from shoal.node.genesis import Genesis, MeshParameters
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.pieces import assemble
-from shoal.node.shared_model import Members, MissingDeltas, Outcome, SharedModel, Unsaid
+from shoal.node.shared_model import Coming, MissingDeltas, Outcome, SharedModel, Unsaid
 
 log = structlog.get_logger()
 
@@ -62,6 +62,8 @@ class Checkpointer:
         *,
         me: bytes,
         genesis: Genesis,
+        certifier: Certifier,
+        mesh: Callable[[], MeshParameters],
         epochs: Callable[[], EpochChain],
         model: SharedModel,
         gossip: GossipDriver,
@@ -76,6 +78,8 @@ class Checkpointer:
     ) -> None:
         self._me = me
         self._genesis = genesis
+        self._certifier = certifier
+        self._mesh = mesh
         self._epochs = epochs
         self._model = model
         self._gossip = gossip
@@ -94,18 +98,26 @@ class Checkpointer:
 
     async def propose(self, wish: Propose) -> CheckpointRecord | None:
         """Build the record of everything that is pending here."""
+        while True:
+            mesh = self._mesh()
+            record = await self._propose(wish, mesh)
+            # An epoch that begins while this is worked out may bring other parameters.
+            if mesh == self._mesh():
+                return record
+
+    async def _propose(self, wish: Propose, mesh: MeshParameters) -> CheckpointRecord | None:
         if self._model.height != wish.height - 1:
             return None
-        members = self._members()
-        rounds = CUT_ROUNDS * self._genesis.parameters.rounds_per_checkpoint
-        cut = self._model.book.cut(limit=rounds * max(1, len(members)))
+        coming = self._coming(mesh)
+        rounds = CUT_ROUNDS * mesh.rounds_per_checkpoint
+        cut = self._model.book.cut(limit=rounds * max(1, len(coming.members)))
         try:
-            outcome = await self._model.outcome(cut, members)
+            outcome = await self._model.outcome(cut, coming)
             if outcome.out_of_range:
                 # A cut of nothing keeps heights moving, so that what went too far expires.
                 log.error("candidate.out-of-range", height=wish.height, deltas=len(cut))
                 cut = ()
-                outcome = await self._model.outcome(cut, members)
+                outcome = await self._model.outcome(cut, coming)
         except (MissingDeltas, GossipError, FrameError) as error:
             log.warning("candidate.failed", height=wish.height, why=str(error))
             return None
@@ -122,7 +134,17 @@ class Checkpointer:
         )
 
     async def check(self, record: CheckpointRecord) -> bool:
-        """Recompute a candidate; whether root, parameters and settled state are equal."""
+        """Recompute a candidate; whether root, parameters and settled state are equal.
+
+        The answer counts in the epoch that it is given in, so it is of that epoch's parameters.
+        """
+        while True:
+            mesh = self._mesh()
+            equal = await self._check(record, mesh)
+            if mesh == self._mesh():
+                return equal
+
+    async def _check(self, record: CheckpointRecord, mesh: MeshParameters) -> bool:
         cut = [DeltaReference(e.member, e.sequence, e.delta_id) for e in record.cut]
         try:
             async with asyncio.timeout(OBTAIN_TIMEOUT_S):
@@ -130,7 +152,7 @@ class Checkpointer:
                     await self._model.wait_for_change()
             if self._model.height != record.height - 1:
                 return False
-            outcome = await self._obtain_outcome(cut, self._members(), record.proposer)
+            outcome = await self._obtain_outcome(cut, self._coming(mesh), record.proposer)
         except (TimeoutError, MissingDeltas, GossipError, FrameError) as error:
             log.warning("candidate.unchecked", height=record.height, why=str(error))
             return False
@@ -144,7 +166,7 @@ class Checkpointer:
         return equal
 
     async def _obtain_outcome(
-        self, cut: list[DeltaReference], basis: Members | EpochParameters, peer: bytes
+        self, cut: list[DeltaReference], basis: Coming | EpochParameters, peer: bytes
     ) -> Outcome:
         try:
             return await self._model.outcome(cut, basis)
@@ -153,11 +175,12 @@ class Checkpointer:
                 raise
         return await self._model.outcome(cut, basis)
 
-    def _members(self) -> Members:
-        return [
+    def _coming(self, mesh: MeshParameters) -> Coming:
+        members = [
             (member, known.shard_tokens, known.share_permille)
             for member, known in sorted(self._ledger().members.items())
         ]
+        return Coming(members, mesh.clip_factor, mesh.kept_per_chunk)
 
     # --- what consensus says --------------------------------------------------------------------
 
@@ -252,7 +275,7 @@ class Checkpointer:
                     short(peer): self._links.stub(self._links.record(peer).address)
                     for peer in self._links.connected
                 },
-                certify=lambda each: check_description(each, self._genesis),
+                certify=self._certifier.check,
                 directory=self._store.directory,
                 anchor_bytes=4 * self._genesis.schema.layout.total,
                 above=self._model.height,
@@ -264,7 +287,7 @@ class Checkpointer:
         if part is None:
             return False
         described, data = await asyncio.to_thread(assemble, part)
-        found = check_description(described, self._genesis)
+        found = self._certifier.check(described)
         outcome = await self._model.compute(
             lambda: check_state(found, described.settled, data, self._genesis)
         )

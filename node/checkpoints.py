@@ -39,6 +39,24 @@ from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
 from shoal.gossip.settled import SETTLED_BYTES_MAX
 from shoal.node.errors import DamagedError
 
+# What a checkpoint directory holds besides the tokenizer's files, which lie among these.
+OWN_NAMES = frozenset(
+    {
+        "genesis.json",
+        "epochs.bin",
+        "operation.bin",
+        "certificate.bin",
+        "settled.bin",
+        "manifest.bin",
+        "chunks",
+        "deltas.bin",
+        "model.safetensors",
+        "config.json",
+        "checkpoint.json",
+        # Of the format before; a directory that holds one is refused.
+        "anchor.bin",
+    }
+)
 CERTIFICATE_BYTES_MAX = 4096
 # An epoch record of 31 validators, 4096 bytes of parameters and a certificate fit twice.
 LINK_BYTES_MAX = 16 * 1024

@@ -19,7 +19,7 @@ async def watch_for_cuts(
     *,
     model: SharedModel,
     consensus: ConsensusDriver,
-    rounds_per_checkpoint: int,
+    rounds_per_checkpoint: Callable[[], int],
     round_seconds: Callable[[], float],
 ) -> None:
     """Tell the attestor when it is time for a checkpoint, for ever."""
@@ -41,7 +41,7 @@ async def watch_for_cuts(
             model.book.due(
                 replica.validators.keys,
                 quorum=replica.validators.quorum,
-                rounds_per_checkpoint=rounds_per_checkpoint,
+                rounds_per_checkpoint=rounds_per_checkpoint(),
             )
             or (pending > 0 and loop.time() - since > quiet_s)
             or (members != set(model.parameters.members) and model.height <= until_height)

@@ -10,10 +10,11 @@ import torch
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.schema import ModelSchema, TensorSchema, choose_fraction_bits
 from shoal.node.config import CONFIG_NAME, document_settings
-from shoal.node.errors import UserError
+from shoal.node.errors import PeerError, UserError
 from shoal.node.genesis import (
     Founder,
     MeshParameters,
+    check_tokenizer_names,
     make_document,
     parse_document,
     write_genesis,
@@ -53,12 +54,16 @@ def create_mesh(
     addresses = node_addresses(host, ports)
     sources = [f"builtin:{i}/{nodes}" if data == "builtin" else data for i in range(nodes)]
     tokenizer = ByteTokenizer()
+    files = tokenizer.files()
     try:
+        check_tokenizer_names(files)
         config = dict(model_config) if model_config is not None else default_config()
         anchor = first_anchor(config, seed)
         tokens = {source: len(load(source, tokenizer).train) for source in sorted(set(sources))}
     except TrainingError as error:
         raise UserError(str(error)) from None
+    except PeerError as error:
+        raise UserError(f"the tokenizer cannot be part of a mesh: {error}") from None
     identities = []
     for name in names:
         (directory / name).mkdir(parents=True, exist_ok=True)
@@ -67,7 +72,6 @@ def create_mesh(
         Founder(identity.node_id, address, tokens[source], 1000)
         for identity, address, source in zip(identities, addresses, sources, strict=True)
     )
-    files = tokenizer.files()
     document = make_document(
         name=directory.name,
         schema=anchor.schema,

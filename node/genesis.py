@@ -8,8 +8,7 @@ Nobody recreates weights from a seed; everybody fetches them.
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from shoal.consensus.epochs import EpochRecord, first_epoch
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.parameters import EpochParameters, genesis_parameters
 from shoal.gossip.schema import ModelSchema
+from shoal.node.checkpoints import OWN_NAMES
 from shoal.node.errors import DamagedError, PeerError
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
@@ -35,7 +35,10 @@ PARAMETERS_MAX = 500_000_000
 
 @dataclass(frozen=True, slots=True)
 class MeshParameters:
-    """What every member must do alike; chosen once, when the mesh is made."""
+    """What every member must do alike; chosen when the mesh is made.
+
+    A quorum may change most of them later: mesh_parameters.py says which.
+    """
 
     # AdamW steps between two deltas (H).
     local_steps: int = 8
@@ -64,7 +67,7 @@ class MeshParameters:
             "local_steps": (1, 100_000),
             "rounds_per_checkpoint": (1, 1024),
             "kept_per_chunk": (1, 4096),
-            "beta": (0.0, 1.0),
+            "beta": (0.001, 1.0),
             "start_share": (0.0, 1.0),
             "alpha": (0.01, 100.0),
             "clip_factor": (0.1, 1e6),
@@ -79,7 +82,7 @@ class MeshParameters:
             whole = isinstance(low, int) and isinstance(high, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 found.append(f"{name} must be a {'whole ' if whole else ''}number")
-            elif not math.isfinite(value) or not low <= value <= high:
+            elif not low <= value <= high:  # Not a number is between nothing and nothing.
                 found.append(f"{name} must be from {low} to {high}")
         return found
 
@@ -219,6 +222,19 @@ def parse_document(document: bytes) -> Genesis:
     return genesis
 
 
+def check_tokenizer_names(names: Collection[str]) -> None:
+    """Raise PeerError unless a checkpoint directory has room for files of these names."""
+    if len(names) > TOKENIZER_FILES_MAX or any(
+        not name or Path(name).name != name or name.startswith(".") for name in names
+    ):
+        raise PeerError("genesis-tokenizer", "its file names are not plain names")
+    # Also where a file system takes two spellings for one name.
+    if taken := sorted(name for name in names if name.lower() in OWN_NAMES):
+        raise PeerError(
+            "genesis-tokenizer", f"{taken[0]} is a checkpoint's own file, so it needs another name"
+        )
+
+
 def _parse_founder(content: Mapping[str, Any]) -> Founder:
     return Founder(
         node_id=bytes.fromhex(content["id"]),
@@ -241,11 +257,7 @@ def _check_genesis(genesis: Genesis) -> None:
         raise PeerError("genesis-malformed", "anchor_root is not 32 bytes")
     if genesis.schema.layout.total > PARAMETERS_MAX:
         raise PeerError("genesis-size", f"more than {PARAMETERS_MAX} parameters")
-    if len(genesis.tokenizer_hashes) > TOKENIZER_FILES_MAX or any(
-        not file or Path(file).name != file or file.startswith(".")
-        for file in genesis.tokenizer_hashes
-    ):
-        raise PeerError("genesis-tokenizer", "its file names are not plain names")
+    check_tokenizer_names(genesis.tokenizer_hashes)
     if problems := genesis.parameters.problems():
         raise PeerError("genesis-parameters", "; ".join(problems))
 

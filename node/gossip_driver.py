@@ -70,6 +70,7 @@ class GossipDriver:
         self._relay = Relay(model.book, settings, random.Random())
         model.on_added = self._held
         self._fetches: set[asyncio.Task[None]] = set()
+        self._closed = False
         # Deltas that a cut names and that are waited for, by id.
         self._awaited: dict[bytes, asyncio.Event] = {}
 
@@ -83,6 +84,14 @@ class GossipDriver:
         while True:
             self._step(Tick())
             await asyncio.sleep(TICK_S)
+
+    async def close(self) -> None:
+        """End every fetch, and begin no other; then nothing here wants the database any more."""
+        self._closed = True
+        fetches = list(self._fetches)
+        for task in fetches:
+            task.cancel()
+        await asyncio.gather(*fetches, return_exceptions=True)
 
     def link_up(self, peer: bytes) -> None:
         """A neighbour can be reached."""
@@ -139,6 +148,8 @@ class GossipDriver:
             case SendSummary(peer):
                 summary = SummaryMessage(self._model.height, self._model.book.summary())
                 self._links.send(peer, summary)
+            case Fetch() if self._closed:
+                pass
             case Fetch(peer, items):
                 for item in items:
                     task = asyncio.create_task(self._fetch(peer, item))

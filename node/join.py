@@ -6,8 +6,10 @@ and by the Merkle root of its anchor.
 """
 
 import asyncio
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +21,12 @@ from shoal.gossip.errors import GossipError
 from shoal.node import bulk
 from shoal.node.bulk_wire import GenesisParts
 from shoal.node.certified import (
-    check_description,
+    Certifier,
     check_state,
-    epochs_of,
     write_checkpoint,
 )
 from shoal.node.checkpoints import CheckpointStore
-from shoal.node.config import CONFIG_NAME, document_settings
+from shoal.node.config import CONFIG_NAME, document_settings, split_address
 from shoal.node.errors import PeerError, UnreachableError, UserError
 from shoal.node.fetch import fetch_checkpoint
 from shoal.node.genesis import (
@@ -35,9 +36,11 @@ from shoal.node.genesis import (
     write_genesis,
 )
 from shoal.node.identity import Identity, short
+from shoal.node.inspect_client import fetch_status
 from shoal.node.links import CHANNEL_OPTIONS, Links
 from shoal.node.meters import Meters
-from shoal.node.pieces import PieceDirectory, assemble
+from shoal.node.pieces import PieceDirectory, assemble, write_durably
+from shoal.node.presets import Preset, with_preset
 from shoal.proto.mesh_pb2 import JoinRequest
 from shoal.proto.mesh_pb2_grpc import MeshStub
 
@@ -46,8 +49,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+NO_PRESET = Preset(mesh={}, settings={})
 CONNECT_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 5.0
+_ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+# So many members besides its contact and the founders does a joiner ask, and remember.
+OTHERS_MAX = 16
 
 
 async def ask_to_join(links: Links, addresses: Sequence[str], operation: bytes) -> bool:
@@ -75,12 +82,18 @@ async def join_mesh(
     data: str,
     mesh_id: str | None,
     insecure: bool,
+    preset: Preset = NO_PRESET,
+    flags: Mapping[str, object] | None = None,
 ) -> None:
     """Fetch a mesh from `address` into `directory`: genesis, newest checkpoint, a key, node.toml.
 
+    Cut off at any point, it goes on when called again: the key that was made is kept, and so are
+    the chunks that have come and a checkpoint that is whole. node.toml is written last and at
+    once, so a directory that has one is a node.
+
     Raises UnreachableError when nobody answers, UserError when what answers is not the mesh that
-    was named or does not hold together. In those cases nothing is left behind but the chunks of a
-    checkpoint that have come, which the next try goes on from.
+    was named or that the directory is of, or does not hold together. In those cases nothing new is
+    left behind but chunks.
     """
     pinned = _parse_mesh_id(mesh_id)
     channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -94,7 +107,12 @@ async def join_mesh(
         stub = MeshStub(channel)
         try:
             genesis, parts, anchor = await _fetch_genesis(stub, pinned)
-            part = await _fetch_newest(address, genesis, directory / "checkpoints")
+            _require_same_mesh(directory, genesis)
+            certifier = Certifier(genesis)
+            others = await _others(address)
+            part = await _fetch_newest(
+                [address, *others], genesis, certifier, directory / "checkpoints"
+            )
         except bulk.FetchFailed as error:
             raise UnreachableError(f"{address} did not deliver the mesh: {error}") from None
         except (PeerError, GossipError, ConsensusError) as error:
@@ -105,40 +123,73 @@ async def join_mesh(
         _write_directory,
         directory,
         genesis=genesis,
+        certifier=certifier,
         anchor=anchor,
         tokenizer=parts.files,
         part=part,
-        values={
-            "node.name": directory.name,
-            "node.listen": listen,
-            "node.advertise": advertise,
-            "node.insecure": insecure,
-            "node.peers": [address],
-            "train.data": data,
-        },
+        values=with_preset(
+            preset,
+            {
+                "node.name": directory.name,
+                "node.listen": listen,
+                "node.advertise": advertise,
+                "node.insecure": insecure,
+                "node.peers": [address, *others],
+                "train.data": data,
+            },
+            flags,
+        ),
     )
+
+
+def _require_same_mesh(directory: Path, genesis: Genesis) -> None:
+    """Raise UserError where a join of another mesh was cut off: its checkpoints may lie here."""
+    try:
+        begun = parse_document((directory / "genesis" / "genesis.json").read_bytes())
+    except (OSError, PeerError):
+        # None was written yet, or not all of it.
+        return
+    if begun.mesh_id != genesis.mesh_id:
+        raise UserError(
+            f"{directory} holds the beginnings of a node of mesh {begun.mesh_id.hex()}, and that "
+            f"node is of mesh {genesis.mesh_id.hex()}; name a new directory"
+        )
+
+
+def _own_key(path: Path) -> Identity:
+    """The key that an earlier try made, or a new one."""
+    if not path.exists():
+        return Identity.create(path)
+    if path.stat().st_size == 0:
+        # Cut off between making the file and filling it: there is no key in it to lose.
+        path.unlink()
+        return Identity.create(path)
+    return Identity.load(path)
 
 
 def _write_directory(
     directory: Path,
     *,
     genesis: Genesis,
+    certifier: Certifier,
     anchor: bytes,
     tokenizer: Mapping[str, bytes],
     part: PieceDirectory | None,
     values: Mapping[str, object],
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    identity = Identity.create(directory / "identity.key")
+    identity = _own_key(directory / "identity.key")
     write_genesis(directory / "genesis", genesis, genesis.read_anchor(anchor), tokenizer)
+    checkpoints = directory / "checkpoints"
     if part is not None:
         described, anchor = assemble(part)
-        found = check_description(described, genesis)
+        found = certifier.check(described)
         outcome = check_state(found, described.settled, anchor, genesis)
-        store = CheckpointStore(directory / "checkpoints")
-        write_checkpoint(store, found, outcome, genesis, tokenizer, epochs_of(described, genesis))
-        shutil.rmtree(part.path, ignore_errors=True)
-    (directory / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")
+        store = CheckpointStore(checkpoints)
+        write_checkpoint(store, found, outcome, genesis, tokenizer, certifier.epochs(described))
+    for left in (*checkpoints.glob(".*.part"), *checkpoints.glob(".*.new")):
+        shutil.rmtree(left, ignore_errors=True)
+    write_durably(directory / CONFIG_NAME, document_settings(values).encode())
     log.info(
         "mesh.fetched",
         mesh=genesis.mesh_id.hex(),
@@ -183,10 +234,34 @@ async def _fetch_genesis(
     return genesis, parts, anchor
 
 
-async def _fetch_newest(address: str, genesis: Genesis, directory: Path) -> PieceDirectory | None:
+async def _others(address: str) -> list[str]:
+    """Members that the contact has a link to now: those that joined after the mesh was founded.
+
+    It may name whom it likes: what they send is checked like everything else.
+    """
+    try:
+        status = await fetch_status(address)
+    except UnreachableError as error:
+        log.info("join.members-unknown", why=str(error))
+        return []
+    found = []
+    for peer in status.peers:
+        # A stranger's text that will stand in node.toml.
+        if peer.state != "connected" or not _ADDRESS.fullmatch(peer.address):
+            continue
+        with suppress(ValueError):
+            split_address(peer.address)
+            found.append(peer.address)
+    found = [each for each in found if each != address]
+    return list(dict.fromkeys(found))[:OTHERS_MAX]
+
+
+async def _fetch_newest(
+    known: Sequence[str], genesis: Genesis, certifier: Certifier, directory: Path
+) -> PieceDirectory | None:
     """The newest checkpoint in pieces, from everybody whose address is known; None while there is
-    none."""
-    addresses = dict.fromkeys([address, *(founder.address for founder in genesis.founders)])
+    none that is newer than what lies here whole."""
+    addresses = dict.fromkeys([*known, *(founder.address for founder in genesis.founders)])
     channels = {
         each: grpc.aio.insecure_channel(each, options=CHANNEL_OPTIONS) for each in addresses
     }
@@ -194,12 +269,18 @@ async def _fetch_newest(address: str, genesis: Genesis, directory: Path) -> Piec
         return await fetch_checkpoint(
             mesh_id=genesis.mesh_id,
             holders={each: MeshStub(channel) for each, channel in channels.items()},
-            certify=lambda each: check_description(each, genesis),
+            certify=certifier.check,
             directory=directory,
             anchor_bytes=4 * genesis.schema.layout.total,
-            above=0,
+            above=await asyncio.to_thread(_newest_whole, directory),
             meters=Meters(),
         )
     finally:
         for channel in channels.values():
             await channel.close()
+
+
+def _newest_whole(directory: Path) -> int:
+    """The height that an earlier try has finished; 0 where there is none."""
+    names = [path.name for path in directory.glob("*") if path.is_dir()]
+    return max((int(name) for name in names if name.isdecimal()), default=0)

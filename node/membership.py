@@ -94,11 +94,20 @@ class Membership:
         )
         signature = self._identity.sign(join.signed_bytes(self._genesis.mesh_id))
         operation = operation_bytes(replace(join, signature=signature))
-        addresses = [*self._settings.node.peers, *(f.address for f in self._genesis.founders)]
         while me not in self._replica.ledger.members:
             self._require_not_evicted()
-            await ask_to_join(self._links, list(dict.fromkeys(addresses)), operation)
+            await ask_to_join(self._links, self._addresses(), operation)
             await asyncio.sleep(JOIN_INTERVAL_S)
+
+    def _addresses(self) -> list[str]:
+        """Who could hand on a Join: those this node was told of, then all that it knows of.
+
+        The founders may have left long ago; the ledger here may be as old as this node's last run.
+        """
+        members = self._replica.ledger.members.values()
+        founders = self._genesis.founders
+        known = [*self._settings.node.peers, *(m.address for m in members)]
+        return list(dict.fromkeys([*known, *(founder.address for founder in founders)]))
 
     def _belongs(self) -> bool:
         """Whether this node is a member, or a validator that others still count on.

@@ -1,4 +1,4 @@
-"""Commands about who is in the mesh and who votes: leave, promote, demote, expel."""
+"""What validators decide about the mesh: leave, promote, demote, expel, parameters."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +53,30 @@ def expel(directory: Directory, member: Member, force: Force = False) -> None:
     print(operator.approve(directory, ChangeKind.EXPEL, member, force=force))
 
 
+def parameters(
+    directory: Directory,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="a new value to approve")
+    ] = [],  # noqa: B006 - typer reads the default, nobody changes it
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, not lines")] = False,
+) -> None:
+    """Show the mesh's parameters; with --set approve new ones.
+
+    They come into force at the next epoch, when a quorum of the validators approves the same.
+
+    Example: shoal parameters runs/mesh/node0 --set clip_factor=3 --set rounds_per_checkpoint=16
+    """
+    from shoal.node import operator
+    from shoal.node.parameter_change import answer_as_json, answer_lines, parse_settings
+
+    if settings:
+        print(operator.approve_parameters(directory, parse_settings(settings)))
+        return
+    answer = operator.mesh_parameters(directory)
+    print(answer_as_json(answer) if as_json else "\n".join(answer_lines(answer)))
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (leave, promote, demote, expel):
+    for command in (leave, promote, demote, expel, parameters):
         app.command()(command)

@@ -20,7 +20,7 @@ from shoal.gossip.delta import Delta
 from shoal.gossip.topology import neighbours
 from shoal.node.bulk_wire import GenesisParts
 from shoal.node.capture import open_capture
-from shoal.node.certified import Certified, certified, check_description
+from shoal.node.certified import Certified, Certifier, certified
 from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import Settings
@@ -29,12 +29,14 @@ from shoal.node.cut_watch import watch_for_cuts
 from shoal.node.database import Database
 from shoal.node.delta_log import check_delta_log
 from shoal.node.errors import PeerError
+from shoal.node.evaluation import Evaluation
 from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver, relay_settings
 from shoal.node.holdings import open_holdings
 from shoal.node.identity import Identity, verify
 from shoal.node.links import Links
 from shoal.node.membership import Membership
+from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.repair import Repair, repair_of_node
 from shoal.node.round import RoundLoop
@@ -102,15 +104,23 @@ class Node:
             settings=relay_settings(settings.gossip),
             on_evidence=lambda operation: self._consensus.submit(operation),
         )
+        self._certifier = Certifier(genesis)
+        self._mesh = ParametersInForce(
+            genesis.parameters,
+            epochs=lambda: self._consensus.replica.epochs,
+            epoch=lambda: self._consensus.replica.validators.epoch,
+        )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
+        model.mesh = self._mesh.now
         self._repair = self._make_repair()
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
-        self._evaluating = False
+        self._evaluation = Evaluation(model, lambda: self.state.facts)
         self.state = NodeState(
             settings=settings,
             genesis=genesis,
+            mesh=self._mesh,
             node_id=identity.node_id,
             meters=self._meters,
             lag=self._lag,
@@ -129,6 +139,8 @@ class Node:
         return Checkpointer(
             me=self._identity.node_id,
             genesis=self._genesis,
+            certifier=self._certifier,
+            mesh=self._mesh.now,
             epochs=lambda: self._consensus.replica.epochs,
             model=self._model,
             gossip=self._gossip,
@@ -192,7 +204,7 @@ class Node:
             ledger=lambda: self._consensus.replica.ledger,
             validators=lambda: self._consensus.replica.validators,
             height=lambda: self._model.height,
-            certify=lambda each: check_description(each, self._genesis),
+            certify=self._certifier.check,
             check_delta_log=lambda each, path: check_delta_log(
                 each, path, frame_bytes_max=max_frame_bytes(self._model.schema.layout, CHUNK)
             ),
@@ -242,7 +254,7 @@ class Node:
             watch_for_cuts(
                 model=self._model,
                 consensus=self._consensus,
-                rounds_per_checkpoint=self._genesis.parameters.rounds_per_checkpoint,
+                rounds_per_checkpoint=lambda: self._mesh.now().rounds_per_checkpoint,
                 round_seconds=lambda: self.state.facts.round_seconds,
             ),
             self._keep_dialling(),
@@ -253,11 +265,14 @@ class Node:
                 group.create_task(work)
 
     async def stop(self) -> None:
-        """End links, timers and training."""
+        """End links, timers, training and whatever else runs beside: after this the database may
+        close."""
         self._consensus.close()
         await self.links.close()
+        await self._gossip.close()
         if self._trainer is not None:
             await self._trainer.stop()
+        await self._evaluation.close()
 
     async def _take_part(self, trainer: TrainerProcess | None) -> None:
         """Join and train, once it is known how much text there is to train on."""
@@ -275,7 +290,7 @@ class Node:
             identity=self._identity,
             model=self._model,
             trainer=trainer,
-            mesh=self._genesis.parameters,
+            mesh=self._mesh.now,
             step_tokens=self._settings.train.batch * self._settings.train.sequence,
             max_rounds=self._settings.train.max_rounds,
             sequence=self._sequence,
@@ -335,26 +350,9 @@ class Node:
                 materialised=materialised,
             )
         )
-        if materialised and found.height == self._model.height:
-            self._evaluate_soon()
-
-    def _evaluate_soon(self) -> None:
-        if self._trainer is not None and self._trainer.ready and not self._evaluating:
-            self._evaluating = True
-            self._evaluation = asyncio.create_task(self._evaluate(self._trainer))
-
-    async def _evaluate(self, trainer: TrainerProcess) -> None:
-        """Measure the newest committed model on this node's held-out text, between rounds."""
-        try:
-            height, committed = self._model.height, self._model.committed
-            await self._model.compute(lambda: committed.to_weights(out=trainer.evaluation_slot()))
-            loss = await trainer.evaluate(str(height))
-            self.state.facts.evaluations[height] = loss
-            log.info("checkpoint.evaluated", height=height, held_out_loss=round(loss, 4))
-        except TrainingFailed:
-            return
-        finally:
-            self._evaluating = False
+        newest = materialised and found.height == self._model.height
+        if newest and self._trainer is not None:
+            self._evaluation.soon(self._trainer)
 
     async def _on_unsaid(self, unsaid: list[Unsaid]) -> None:
         if self._rounds is not None:
@@ -374,7 +372,10 @@ class Node:
 
     async def submit(self, operation: bytes) -> str:
         """Hand a signed operation to the validators; returns "" or why not."""
-        reason = self._consensus.replica.check(operation)
+        replica = self._consensus.replica
+        reason = replica.check(operation)
+        if reason is None and (refusal := self._mesh.refusal(operation, replica.ledger)):
+            return refusal
         if reason is None:
             self._consensus.submit(operation)
             return ""

@@ -6,7 +6,8 @@ The signed operation goes to the running node, which hands it to the validators.
 
 import asyncio
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 
 import grpc
@@ -16,11 +17,14 @@ from shoal.consensus.quorum import quorum
 from shoal.consensus.records import Leave, operation_bytes
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
-from shoal.node.genesis import load_genesis
+from shoal.node.genesis import MeshParameters, load_genesis
 from shoal.node.identity import Identity
 from shoal.node.inspect_client import fetch_status
 from shoal.node.links import CHANNEL_OPTIONS
 from shoal.node.membership import approval
+from shoal.node.mesh_parameters import change_to, differences
+from shoal.node.parameter_change import MeshAnswer, changed
+from shoal.proto import inspect_pb2
 from shoal.proto.inspect_pb2 import StatusReply
 from shoal.proto.mesh_pb2 import JoinRequest
 from shoal.proto.mesh_pb2_grpc import MeshStub
@@ -51,6 +55,8 @@ _REASONS = {
     "last-validator": "it is the last validator; promote another one first",
     "stale-time": "this machine's clock is behind its last join; set it and try again",
     "wrong-epoch": "the validators changed meanwhile; try again",
+    "parameters-decided": "another change is decided and comes first; try again in the next epoch",
+    "bad-parameters": "the node reads other parameters than this command writes; update both",
 }
 
 
@@ -107,6 +113,58 @@ def approve(directory: Path, kind: ChangeKind, member: str, *, force: bool = Fal
         return f"approved; it happens when {needed} of {status.consensus.validators} have done so"
 
     return asyncio.run(work())
+
+
+def mesh_parameters(directory: Path) -> MeshAnswer:
+    """The parameters in force at the running node; raises UserError."""
+
+    async def work() -> MeshAnswer:
+        _, _, _, status = await _own(directory)
+        return _mesh_answer(status)
+
+    return asyncio.run(work())
+
+
+def approve_parameters(directory: Path, settings: Mapping[str, str]) -> str:
+    """Sign a change of the parameters with this validator's key and submit it; raises UserError.
+
+    settings: values by name, as a person writes them. All others stay what they are, and that is
+    signed too: what is approved is exactly what will hold.
+    """
+
+    async def work() -> str:
+        identity, mesh_id, address, status = await _own(directory)
+        answer = _mesh_answer(status)
+        after = changed(answer.in_force, settings)
+        what = ", ".join(f"{k} {v}" for k, v in differences(answer.in_force, after).items())
+        if after == answer.decided:
+            return f"decided already: {what}; it holds from the next epoch on"
+        operation = approval(identity, mesh_id, answer.epoch, change_to(after))
+        await _submit(address, operation)
+        validators = status.consensus.validators
+        return (
+            f"approved in epoch {answer.epoch}: {what}; it holds from the next epoch on, which "
+            f"begins when {quorum(validators)} of {validators} have approved exactly this"
+        )
+
+    return asyncio.run(work())
+
+
+def _mesh_answer(status: StatusReply) -> MeshAnswer:
+    decided = status.decided_parameters if status.HasField("decided_parameters") else None
+    return MeshAnswer(
+        epoch=status.consensus.epoch,
+        in_force=_mesh(status.mesh_parameters),
+        decided=_mesh(decided) if decided is not None else None,
+    )
+
+
+def _mesh(message: inspect_pb2.MeshParameters) -> MeshParameters:
+    values = {each.name: getattr(message, each.name) for each in fields(MeshParameters)}
+    mesh = MeshParameters(**values)
+    if problems := mesh.problems():
+        raise UserError(f"that node is of another version of Shoal: {problems[0]}")
+    return mesh
 
 
 def _member(text: str, status: StatusReply) -> bytes:

@@ -44,6 +44,14 @@ def load_preset(path: Path | None) -> Preset:
     return Preset(mesh=mesh, settings=settings)
 
 
+def with_preset(
+    preset: Preset, values: Mapping[str, Any], flags: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """`values` by dotted name with the preset's below them and the flags that were given above."""
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    return {**preset.settings, **values, **given}
+
+
 def apply_preset(
     preset: Preset, directory: Path, flags: Mapping[str, object] | None = None
 ) -> None:
@@ -51,12 +59,11 @@ def apply_preset(
 
     flags: by dotted name, above what stands there, so that they hold at the next start too.
     """
-    above = {name: value for name, value in (flags or {}).items() if value is not None}
-    if not preset.settings and not above:
-        return
     path = directory / CONFIG_NAME
-    values = {**preset.settings, **flatten(read_toml(path)), **above}
-    path.write_text(document_settings(values), encoding="utf-8")
+    before = flatten(read_toml(path))
+    values = with_preset(preset, before, flags)
+    if values != before:
+        path.write_text(document_settings(values), encoding="utf-8")
 
 
 def check_names(where: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -73,9 +73,11 @@ def join_and_configure(
     preset: Path | None,
     flags: Mapping[str, object],
 ) -> Settings:
-    """Fetch the mesh from `address` into a new directory and write its node.toml.
+    """Fetch the mesh from `address` into a directory and write its node.toml, which comes last.
 
-    flags: further settings by dotted name, kept in the node.toml as well.
+    A join that was cut off is gone on with by the same call, with the same key. flags: further
+    settings by dotted name, kept in the node.toml as well.
+
     Raises UserError for wrong input, before anybody is asked, and when the mesh is not the one
     that was named; UnreachableError when nobody answers.
     """
@@ -100,9 +102,10 @@ def join_and_configure(
             data=absolute_source(data),
             mesh_id=mesh_id,
             insecure=insecure,
+            preset=chosen,
+            flags=flags,
         )
     )
-    apply_preset(chosen, directory, flags)
     return load_settings(directory)
 
 

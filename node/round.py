@@ -63,7 +63,7 @@ class RoundLoop:
         identity: Identity,
         model: SharedModel,
         trainer: TrainerProcess,
-        mesh: MeshParameters,
+        mesh: Callable[[], MeshParameters],
         step_tokens: int,
         max_rounds: int,
         sequence: int,
@@ -79,7 +79,7 @@ class RoundLoop:
         self._ordered = 0
         self._in_flight = 0
         self.facts = RoundFacts(sequence=sequence)
-        self.residual = Residual(torch.zeros(model.schema.layout.total), mesh.beta)
+        self.residual = Residual(torch.zeros(model.schema.layout.total), mesh().beta)
 
     async def run(self) -> None:
         """Train and publish until `max_rounds` deltas exist; 0 means for ever."""
@@ -114,6 +114,7 @@ class RoundLoop:
     async def _make_delta(self, result: RoundResult) -> Delta | None:
         """Residual, selection, compression, signature: the delta of one finished round."""
         parameters = self._model.parameters
+        self.residual.beta = self._mesh().beta
         try:
             frame = await self._model.compute(
                 lambda: self._compress(self._trainer.delta_slot(result.round), parameters)
@@ -153,10 +154,11 @@ class RoundLoop:
     async def _start_from_anchor(self, number: int) -> None:
         """Give the child its new starting point: the live anchor, less a share of the unsaid."""
         slot = await self._trainer.weights_slot()
+        share = self._mesh().start_share
 
         def fill() -> None:
             self._model.live.to_weights(out=slot)
-            slot.add_(self.residual.error, alpha=-self._mesh.start_share)
+            slot.add_(self.residual.error, alpha=-share)
 
         await self._model.compute(fill)
         self._trainer.rebase(number)
@@ -166,11 +168,17 @@ class RoundLoop:
             return
         self._ordered += 1
         self._in_flight += 1
+        mesh = self._mesh()
         self._trainer.order_round(
             self._ordered,
-            steps=self._mesh.local_steps,
+            steps=mesh.local_steps,
             tokens_done=self._model.tokens,
             step_tokens=self._step_tokens * max(1, len(self._model.parameters.members)),
+            schedule={
+                "learning_rate": mesh.learning_rate,
+                "warmup_tokens": mesh.warmup_tokens,
+                "schedule_tokens": mesh.schedule_tokens,
+            },
         )
 
     def _note(self, result: RoundResult) -> None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shoal.compression.codec import SparseDelta, decode, max_frame_bytes
 from shoal.compression.frame import FrameError
+from shoal.compression.layout import CHUNK
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.book import DeltaBook, Settled
 from shoal.gossip.delta import Delta, DeltaHeader, DeltaReference
@@ -47,6 +48,14 @@ RETAINED_HEIGHTS = 8
 # (id, shard tokens, share in thousandths) of each member, as the ledger has them.
 Members = Sequence[tuple[bytes, int, int]]
 Cut = Sequence[DeltaReference]
+
+
+class Coming(NamedTuple):
+    """What the next height's parameters follow from besides its cut: agreed by the validators."""
+
+    members: Members
+    clip_factor: float
+    kept_per_chunk: int
 
 
 class MissingDeltas(Exception):
@@ -98,7 +107,8 @@ class SharedModel:
         database: Database,
     ) -> None:
         self.mesh_id = mesh_id
-        self.mesh = mesh
+        # Those of the epoch in force, once somebody knows better than the genesis.
+        self.mesh: Callable[[], MeshParameters] = lambda: mesh
         self.committed = committed
         self.live = committed.copy()
         self.book = DeltaBook(mesh_id, settled)
@@ -134,8 +144,10 @@ class SharedModel:
 
     @property
     def frame_bytes_max(self) -> int:
-        """No frame of this mesh is longer."""
-        return max_frame_bytes(self.schema.layout, self.parameters.kept_per_chunk)
+        """No frame is longer that counts now, or that will once the next height is committed."""
+        coming = self.mesh().kept_per_chunk
+        kept = max(coming, *(epoch.kept_per_chunk for epoch in self.book.settled.epochs))
+        return max_frame_bytes(self.schema.layout, kept)
 
     async def compute(self, work: Callable[[], T]) -> T:
         """Run `work` on the model's thread, after whatever is queued there."""
@@ -194,7 +206,7 @@ class SharedModel:
         )
 
     async def _keep_waiting(self, delta: Delta) -> None:
-        if delta.header.height > self.height + 1 + self.mesh.staleness:
+        if delta.header.height > self.height + 1 + self.book.settled.staleness:
             raise DeltaError("future", f"made under height {delta.header.height}")
         await self.compute(lambda: delta.require_signature(verify))
         waiting = sum(len(other.frame) for other in self._waiting.values())
@@ -213,23 +225,27 @@ class SharedModel:
     async def load(self, reference: DeltaReference) -> Delta | None:
         """Return a delta from the disk, or None."""
         blob = await self._database.get_delta(*reference)
-        return self.parse(blob) if blob is not None else None
+        return self._parse_own(blob) if blob is not None else None
+
+    def _parse_own(self, blob: bytes) -> Delta:
+        """One that lies here: its epoch may have allowed larger frames than any that counts now."""
+        return Delta.from_bytes(blob, frame_bytes_max=max_frame_bytes(self.schema.layout, CHUNK))
 
     async def restore_pending(self) -> None:
         """After a restart: take up the deltas on disk that no cut has settled."""
         for stored in await self._database.unsettled_deltas():
             try:
-                await self.add(self.parse(stored.blob))
+                await self.add(self._parse_own(stored.blob))
             except (GossipError, FrameError) as error:
                 log.debug("delta.dropped", sequence=stored.sequence, why=error.reason)
 
     # --- cuts ---------------------------------------------------------------------------------
 
-    async def outcome(self, cut: Cut, basis: Members | EpochParameters) -> Outcome:
+    async def outcome(self, cut: Cut, basis: Coming | EpochParameters) -> Outcome:
         """Return what `cut` gives as the next height: anchor, root, next parameters.
 
-        The next parameters follow from the next epoch's members; where they are certified
-        already they are given instead. Raises MissingDeltas where some of the cut is not here,
+        The next parameters follow from what is `Coming`; where they are certified already they
+        are given instead. Raises MissingDeltas where some of the cut is not here,
         GossipError or FrameError where one of its deltas may not be in it.
         """
         key = (self.book.settled.digest, repr(basis).encode(), *(e.delta_id for e in cut))
@@ -256,7 +272,7 @@ class SharedModel:
         base: DeltaBook,
         committed: Anchor,
         deltas: list[Delta],
-        basis: Members | EpochParameters,
+        basis: Coming | EpochParameters,
     ) -> Outcome:
         anchor = committed.copy()
         contributions: list[Contribution] = []
@@ -278,9 +294,10 @@ class SharedModel:
             else next_parameters(
                 base.parameters(base.height),
                 contributions,
-                basis,
+                basis.members,
                 self.schema,
-                clip_factor=self.mesh.clip_factor,
+                clip_factor=basis.clip_factor,
+                kept_per_chunk=basis.kept_per_chunk,
             )
         )
         return Outcome(

@@ -5,7 +5,7 @@ Reads, never waits: it runs on the event loop for whoever asks.
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import psutil
 
@@ -13,9 +13,10 @@ from shoal import __version__
 from shoal.consensus.quorum import quorum
 from shoal.node.config import Settings, is_loopback
 from shoal.node.consensus_driver import ConsensusDriver
-from shoal.node.genesis import Genesis
+from shoal.node.genesis import Genesis, MeshParameters
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.links import Links
+from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.round import RoundFacts
 from shoal.node.shared_model import SharedModel
@@ -65,6 +66,7 @@ class NodeState:
 
     settings: Settings
     genesis: Genesis
+    mesh: ParametersInForce
     node_id: bytes
     meters: Meters
     lag: LoopLag
@@ -115,7 +117,13 @@ def status_reply(state: NodeState) -> StatusReply:
         sent_bytes=dict(state.meters.sent_bytes),
         received_bytes=dict(state.meters.received_bytes),
         resident_memory_bytes=psutil.Process().memory_info().rss,
+        mesh_parameters=_mesh(state.mesh.now()),
+        decided_parameters=_mesh(state.mesh.decided(replica.ledger)),
     )
+
+
+def _mesh(mesh: MeshParameters | None) -> inspect_pb2.MeshParameters | None:
+    return inspect_pb2.MeshParameters(**asdict(mesh)) if mesh is not None else None
 
 
 def _training(state: NodeState) -> inspect_pb2.Training:
@@ -129,7 +137,7 @@ def _training(state: NodeState) -> inspect_pb2.Training:
         parameters=state.model.schema.layout.total,
         round=facts.sequence,
         max_rounds=settings.train.max_rounds,
-        local_steps=state.genesis.parameters.local_steps,
+        local_steps=state.mesh.now().local_steps,
         loss=facts.loss,
         tokens_per_second=facts.tokens_per_second,
         tokens=facts.tokens,

@@ -122,8 +122,19 @@ class TrainerProcess:
         self.ready = event
         self._reader = asyncio.create_task(self._read_events(), name="trainer-events")
 
-    def order_round(self, number: int, *, steps: int, tokens_done: int, step_tokens: int) -> None:
-        """Queue a round; call it again before the round ends and the child never idles."""
+    def order_round(
+        self,
+        number: int,
+        *,
+        steps: int,
+        tokens_done: int,
+        step_tokens: int,
+        schedule: Mapping[str, float],
+    ) -> None:
+        """Queue a round; call it again before the round ends and the child never idles.
+
+        schedule: learning_rate, warmup_tokens and schedule_tokens from this round on.
+        """
         self._send(
             {
                 "cmd": "round",
@@ -131,6 +142,7 @@ class TrainerProcess:
                 "steps": steps,
                 "tokens_done": tokens_done,
                 "tokens_per_step": step_tokens,
+                "schedule": dict(schedule),
             }
         )
 

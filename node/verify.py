@@ -19,7 +19,6 @@ from typing import Any
 
 from shoal.node.errors import UserError
 from shoal.node.verify_content import (
-    UNTRUSTED,
     check_deltas,
     check_manifest,
     check_model_files,
@@ -35,6 +34,7 @@ from shoal.node.verify_formats import (
     GENESIS_BYTES_MAX,
     OPERATION_BYTES_MAX,
     STABLE,
+    UNTRUSTED,
     Certificate,
     Epoch,
     Fields,
@@ -50,6 +50,7 @@ from shoal.node.verify_formats import (
     parse_operation,
     read_file,
 )
+from shoal.node.verify_parameters import Parameters, parameters_after
 
 _VOTE = Struct(">10sB32sQQQ32s")
 NOT_PROVED = (
@@ -67,6 +68,8 @@ class Proof:
     named: bool
     record: Record
     epoch: Epoch
+    in_force: Parameters
+    changed: tuple[str, ...]
     signers: tuple[bytes, ...]
     attested_by: tuple[bytes, ...]
     parameters: int
@@ -89,6 +92,7 @@ class Proof:
             "epoch": self.epoch.number,
             "root": self.record.anchor_root.hex(),
             "record": self.record.digest.hex(),
+            "mesh_parameters": dict(self.in_force),
             "validators": len(self.epoch.validators),
             "quorum": quorum(len(self.epoch.validators)),
             "tolerated": self.tolerated,
@@ -113,6 +117,7 @@ class Proof:
             f"mesh       {self.mesh_id.hex()} ({trust})",
             f"height     {self.record.height}, round {self.record.round}",
             f"epoch      {self.epoch.number}: {n} validators, {since}",
+            f"in force   {self._parameters()}",
             f"root       {self.record.anchor_root.hex()}",
             f"signed     {len(self.signers)} of {n}, {quorum(n)} needed, {self.tolerated} may lie",
             *(f"             {key.hex()}" for key in self.signers),
@@ -123,6 +128,12 @@ class Proof:
             *(f"not proved {what}" for what in NOT_PROVED),
             f"not read   {UNTRUSTED}: trust nothing in it",
         ]
+
+    def _parameters(self) -> str:
+        if not self.changed:
+            return "the mesh parameters of the genesis"
+        values = ", ".join(f"{name} {self.in_force[name]}" for name in self.changed)
+        return f"{values} by decision of the validators, else as in the genesis"
 
 
 def quorum(validators: int) -> int:
@@ -158,8 +169,14 @@ def verify_checkpoint(directory: Path, trust: bytes | None = None, *, deltas: bo
     """
     _require_a_checkpoint(directory)
     genesis = _check_genesis(directory, trust)
-    epoch = _check_epochs(directory, genesis)
+    epoch, in_force = _check_epochs(directory, genesis)
     commit, record = _check_operation(directory, genesis, epoch)
+    if record[0].kept_per_chunk != in_force["kept_per_chunk"]:
+        raise Refused(
+            "record-density",
+            f"its deltas keep {record[0].kept_per_chunk} values, "
+            f"the mesh has decided on {in_force['kept_per_chunk']}",
+        )
     attestation = record[1]
     addresses = check_manifest(directory, genesis, record[0])
     check_settled(directory, record[0])
@@ -173,6 +190,8 @@ def verify_checkpoint(directory: Path, trust: bytes | None = None, *, deltas: bo
         named=trust is not None,
         record=record[0],
         epoch=epoch,
+        in_force=in_force,
+        changed=tuple(k for k, value in in_force.items() if value != genesis.parameters[k]),
         signers=tuple(epoch.validators[signer] for signer in commit.signers),
         attested_by=tuple(epoch.validators[signer] for signer in attestation.signers),
         parameters=genesis.total,
@@ -204,9 +223,10 @@ def _check_genesis(directory: Path, trust: bytes | None) -> Genesis:
     return parse_genesis(document)
 
 
-def _check_epochs(directory: Path, genesis: Genesis) -> Epoch:
-    """The epoch at the end of the chain, every change signed by the set before it."""
-    epoch = genesis_epoch(genesis.mesh_id, genesis.validators)
+def _check_epochs(directory: Path, genesis: Genesis) -> tuple[Epoch, Parameters]:
+    """The epoch at the end of the chain, every change signed by the set before it, and the mesh
+    parameters in force in it."""
+    epoch, in_force = genesis_epoch(genesis.mesh_id, genesis.validators), genesis.parameters
     for link in parse_links(directory):
         new = link.epoch
         if new.number != epoch.number + 1:
@@ -229,7 +249,8 @@ def _check_epochs(directory: Path, genesis: Genesis) -> Epoch:
             digest=hash_of(b"SHOAL-LEDGER\x02", new.digest + link.ledger_body_digest),
         )
         epoch = new
-    return epoch
+        in_force = parameters_after(in_force, new.parameters, genesis.parameters)
+    return epoch, in_force
 
 
 def _check_operation(

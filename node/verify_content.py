@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shoal.node.verify_formats import (
     MIB,
+    OURS,
     Genesis,
     Record,
     Refused,
@@ -35,18 +36,6 @@ _DELTA = Struct(">32s32sQQIQI32s")
 _SETTLED_BYTES_MAX = 128 * MIB
 _WEIGHTS_HEADER_MAX = 4 * MIB
 _TOKENIZER_BYTES_MAX = 64 * MIB
-# What a person may read but nobody should believe.
-UNTRUSTED = "checkpoint.json"
-OURS = (
-    "genesis.json",
-    "epochs.bin",
-    "operation.bin",
-    "certificate.bin",
-    "settled.bin",
-    "manifest.bin",
-    "model.safetensors",
-    "config.json",
-)
 
 
 def signed(key: bytes, message: bytes, signature: bytes) -> bool:
@@ -281,7 +270,7 @@ def check_nothing_else(directory: Path, genesis: Genesis) -> None:
 
     A reader such as from_pretrained acts on the mere presence of some files.
     """
-    known = {*OURS, *genesis.tokenizer, "chunks", "deltas.bin", UNTRUSTED}
+    known = {*OURS, *genesis.tokenizer} - {"anchor.bin"}
     extra = sorted(set(os.listdir(directory)) - known)
     if extra:
         names = ", ".join(f"{name!r}" for name in extra[:8])

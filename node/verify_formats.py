@@ -19,6 +19,7 @@ from struct import Struct
 from typing import Any, BinaryIO
 
 from shoal.node.errors import DamagedError
+from shoal.node.verify_parameters import Parameters, first_parameters
 
 COMMIT, STABLE, ATTEST = 3, 4, 5
 VALIDATORS_MAX = 31
@@ -33,6 +34,23 @@ RECORD_PARAMETERS_MAX = 64 * 1024
 CUT_MAX = 4096
 TENSORS_MAX = 2048
 PARAMETERS_MAX = 500_000_000
+# What a person may read but nobody should believe.
+UNTRUSTED = "checkpoint.json"
+# No file of the tokenizer has one of these names.
+OURS = (
+    "genesis.json",
+    "epochs.bin",
+    "operation.bin",
+    "certificate.bin",
+    "settled.bin",
+    "manifest.bin",
+    "chunks",
+    "deltas.bin",
+    "model.safetensors",
+    "config.json",
+    "anchor.bin",
+    UNTRUSTED,
+)
 _CERTIFICATE = Struct(">BQQQ32sI")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 
@@ -135,12 +153,14 @@ def parse_certificate(fields: Fields) -> Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch: its number, its record's digest, its first sequence less one, who votes in it."""
+    """One epoch: its number, its record's digest, its first sequence less one, who votes in it,
+    and what its record says of the mesh's parameters."""
 
     number: int
     digest: bytes
     start: int
     validators: tuple[bytes, ...]
+    parameters: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +202,8 @@ def parse_link(data: bytes) -> Link:
     validators = tuple(fields.take(32) for _ in range(count))
     if list(validators) != sorted(set(validators)):
         raise fields.wrong("its validators are not distinct and in order")
-    fields.blob(EPOCH_PARAMETERS_MAX)
-    epoch = Epoch(number, epoch_digest(fields.since(0)), start, validators)
+    parameters = fields.blob(EPOCH_PARAMETERS_MAX)
+    epoch = Epoch(number, epoch_digest(fields.since(0)), start, validators, parameters)
     link = Link(mesh_id, parent, epoch, fields.take(32), parse_certificate(fields))
     fields.end()
     return link
@@ -211,6 +231,11 @@ class Record:
     anchor_root: bytes
     cut: tuple[tuple[bytes, int, bytes], ...]
     parameters: bytes
+
+    @property
+    def kept_per_chunk(self) -> int:
+        """How many values of each 4096 a delta made under this height may keep."""
+        return int.from_bytes(self.parameters[24:26], "big")
 
 
 def parse_operation(data: bytes) -> tuple[Record, Certificate]:
@@ -265,6 +290,7 @@ class Genesis:
     tensors: tuple[Tensor, ...]
     model: Any
     tokenizer: dict[str, bytes]
+    parameters: Parameters
 
     @property
     def total(self) -> int:
@@ -301,6 +327,7 @@ def parse_genesis(document: bytes) -> Genesis:
             tokenizer={
                 name: bytes.fromhex(digest) for name, digest in content["tokenizer"].items()
             },
+            parameters=first_parameters(content["parameters"]),
         )
         sound = (
             content["format"] == 1
@@ -308,6 +335,7 @@ def parse_genesis(document: bytes) -> Genesis:
             and len(set(keys)) == len(keys)
             and {len(key) for key in keys} == {32}
             and all(Path(name).name == name and name[0] != "." for name in genesis.tokenizer)
+            and not any(name.lower() in OURS for name in genesis.tokenizer)
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise Refused("malformed-genesis", f"genesis.json cannot be read: {error}") from None

@@ -135,6 +135,8 @@ class StatusReply(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MESH_PARAMETERS_FIELD_NUMBER: _builtins.int
+    DECIDED_PARAMETERS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """the operator's name for it"""
     node_id: _builtins.str
@@ -173,6 +175,14 @@ class StatusReply(_message.Message):
 
     @_builtins.property
     def received_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def mesh_parameters(self) -> Global___MeshParameters:
+        """those of the epoch in force"""
+
+    @_builtins.property
+    def decided_parameters(self) -> Global___MeshParameters:
+        """what the next epoch begins with; unset: the same"""
+
     def __init__(
         self,
         *,
@@ -194,14 +204,68 @@ class StatusReply(_message.Message):
         sent_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         received_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         resident_memory_bytes: _builtins.int = ...,
+        mesh_parameters: Global___MeshParameters | None = ...,
+        decided_parameters: Global___MeshParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["consensus", b"consensus", "event_loop", b"event_loop", "gossip", b"gossip", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_parameters", b"mesh_parameters", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "checkpoints", b"checkpoints", "consensus", b"consensus", "event_loop", b"event_loop", "gossip", b"gossip", "insecure", b"insecure", "mesh_id", b"mesh_id", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "checkpoints", b"checkpoints", "consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "insecure", b"insecure", "mesh_id", b"mesh_id", "mesh_parameters", b"mesh_parameters", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class MeshParameters(_message.Message):
+    """What every member does alike (node/genesis.py says what each one is)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCAL_STEPS_FIELD_NUMBER: _builtins.int
+    ROUNDS_PER_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    KEPT_PER_CHUNK_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    START_SHARE_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    CLIP_FACTOR_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    WARMUP_TOKENS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_TOKENS_FIELD_NUMBER: _builtins.int
+    local_steps: _builtins.int
+    rounds_per_checkpoint: _builtins.int
+    kept_per_chunk: _builtins.int
+    beta: _builtins.float
+    start_share: _builtins.float
+    alpha: _builtins.float
+    """of the first epoch; Gossip.alpha is the present one"""
+    clip_factor: _builtins.float
+    staleness: _builtins.int
+    learning_rate: _builtins.float
+    warmup_tokens: _builtins.int
+    schedule_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        local_steps: _builtins.int = ...,
+        rounds_per_checkpoint: _builtins.int = ...,
+        kept_per_chunk: _builtins.int = ...,
+        beta: _builtins.float = ...,
+        start_share: _builtins.float = ...,
+        alpha: _builtins.float = ...,
+        clip_factor: _builtins.float = ...,
+        staleness: _builtins.int = ...,
+        learning_rate: _builtins.float = ...,
+        warmup_tokens: _builtins.int = ...,
+        schedule_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "beta", b"beta", "clip_factor", b"clip_factor", "kept_per_chunk", b"kept_per_chunk", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "rounds_per_checkpoint", b"rounds_per_checkpoint", "schedule_tokens", b"schedule_tokens", "staleness", b"staleness", "start_share", b"start_share", "warmup_tokens", b"warmup_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeshParameters: _TypeAlias = MeshParameters  # noqa: Y015
 
 @_typing.final
 class Training(_message.Message):

@@ -58,7 +58,7 @@ class LocalTrainer:
     ) -> None:
         self._model = model
         self._corpus = corpus
-        self._schedule = schedule
+        self.schedule = schedule
         self._batch = batch
         self._sequence = sequence
         self._seed = seed
@@ -98,4 +98,4 @@ class LocalTrainer:
 
     def _learning_rate(self, tokens: int) -> float:
         share = (self._steps_done + 1) / LATE_WARMUP_STEPS if self._late else 1.0
-        return self._schedule.at(tokens) * min(1.0, share)
+        return self.schedule.at(tokens) * min(1.0, share)

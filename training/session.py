@@ -91,12 +91,16 @@ class SessionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOrder:
-    """Make `steps` AdamW steps; `tokens_done` and `tokens_per_step` are the whole mesh's."""
+    """Make `steps` AdamW steps; `tokens_done` and `tokens_per_step` are the whole mesh's.
+
+    schedule: the learning rate's from this round on; None leaves it as it is.
+    """
 
     round: int
     steps: int
     tokens_done: int
     tokens_per_step: int
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +193,8 @@ class TrainingSession:
         numbers have left the range of float32.
         """
         assert order.steps > 0, "a round has steps"
+        if order.schedule is not None:
+            self._trainer.schedule = order.schedule
         started = self._clock()
         total = torch.zeros((), device=self.model.device)
         for step in range(order.steps):

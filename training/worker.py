@@ -126,10 +126,12 @@ class Worker:
             del command["cmd"]
             self._rebase(**command)
 
-    def _round(self, **values: int) -> None:
+    def _round(self, *, schedule: dict[str, Any] | None = None, **values: int) -> None:
+        from shoal.training.local_steps import Schedule
         from shoal.training.session import RoundOrder
 
-        order = RoundOrder(**values)
+        # The moments of the optimiser stay: another schedule is no other training.
+        order = RoundOrder(schedule=Schedule(**schedule) if schedule else None, **values)
         slot = self._slots[DELTA_OUT[order.round % 2]]
         report = self._session.run_round(order, slot, self._take_rebases)
         self._rounds.append(order.round)

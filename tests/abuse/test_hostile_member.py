@@ -12,7 +12,7 @@ import pytest
 
 from shoal.gossip.delta import Delta
 from tests.abuse.hostile import Hostile, hostile_member, with_nan, with_shifted_gaps
-from tests.node.mesh import RunningNode, found_mesh, running, until
+from tests.node.mesh import RunningNode, found_mesh, running, until, until_rebuilt
 
 
 def _garbage(evil: Hostile, victim: bytes) -> None:
@@ -83,9 +83,7 @@ def test_every_attempt_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
                 seen = _refused(victim, reasons)
                 attempt(evil, me)
                 await until(partial(_more_refused, victim, reasons, seen), nodes)
-            height = victim.height
-            await until(lambda: all(n.height >= height + 1 for n in nodes), nodes)
-            assert len({node.root(height + 1) for node in nodes}) == 1
+            await until_rebuilt(nodes, victim.height + 1)
 
     asyncio.run(story())
 

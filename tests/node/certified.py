@@ -82,7 +82,11 @@ def epoch_digest(record: bytes) -> bytes:
 class CertifiedMesh:
     """A mesh with its validators' keys; `sets`: who votes in epoch 0, 1, ..., a letter each."""
 
-    def __init__(self, *sets: str, name: str = "the mesh") -> None:
+    def __init__(
+        self, *sets: str, name: str = "the mesh", parameters: bytes = b"parameters"
+    ) -> None:
+        """parameters: what the record of each epoch but the first says of the mesh's."""
+        self.parameters = parameters
         self.sets = tuple(keys(labels) for labels in sets)
         self.height = 5
         random = np.random.default_rng(7)
@@ -110,11 +114,11 @@ class CertifiedMesh:
     def epoch_record(self, number: int, *, parent: bytes | None = None, start: int = -1) -> bytes:
         if parent is None:
             parent = epoch_digest(self.epoch_record(number - 1)) if number else self.mesh_id
-        start = 10 * number if start < 0 else start
+        start = 12 * number if start < 0 else start
         voters = self.sets[number]
         ids = b"".join(key.id for key in voters)
         fields = (self.mesh_id, u64(number), parent, u64(start), u8(len(voters)), ids)
-        return b"".join(fields) + blob(b"parameters" if number else b"")
+        return b"".join(fields) + blob(self.parameters if number else b"")
 
     def link(
         self,
@@ -179,7 +183,7 @@ class CertifiedMesh:
         given: dict[str, object] = {
             "epoch": self.epoch,
             "view": 2,
-            "sequence": 10 * self.epoch + 3,
+            "sequence": 12 * self.epoch + 3,
             "digest": operation_digest(operation),
             "voters": self.sets[-1],
             **how,

@@ -2,13 +2,14 @@
 process is replaced by one that makes up its progress at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from shoal.gossip.delta import DeltaHeader
 from shoal.node.config import Settings, load_settings
 from shoal.node.daemon import open_node
 from shoal.node.database import Database
@@ -73,12 +74,22 @@ class MadeUpTraining:
         self._random = torch.Generator().manual_seed(seed)
         self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
         self._free_at = 0.0
+        self.schedule: Mapping[str, float] | None = None
 
     async def started(self) -> None:
         return None
 
-    def order_round(self, number: int, *, steps: int, tokens_done: int, step_tokens: int) -> None:
+    def order_round(
+        self,
+        number: int,
+        *,
+        steps: int,
+        tokens_done: int,
+        step_tokens: int,
+        schedule: Mapping[str, float],
+    ) -> None:
         del tokens_done, step_tokens
+        self.schedule = schedule
         slot = self.delta_slot(number)
         slot.copy_(torch.randn(slot.shape, generator=self._random) * 1e-3)
         loop = asyncio.get_running_loop()
@@ -116,6 +127,7 @@ class RunningNode:
         self.settings = settings
         self.node: Node
         self.model: SharedModel
+        self.training: MadeUpTraining
         self._work: asyncio.Task[None]
         self._server: Server
         self._database: Database
@@ -125,8 +137,17 @@ class RunningNode:
         self.node, self.model, self._database = opened.node, opened.model, opened.database
         self._server = Server(self.node, self.node.links, self.node.meters)
         await self._server.start(self.settings.node.listen, insecure=False)
+        self.headers = list(self.model.book.pending())
+        told = self.model.on_added
+
+        def added(header: DeltaHeader) -> None:
+            self.headers.append(header)
+            told(header)
+
+        self.model.on_added = added
         total, seed = self.model.schema.layout.total, self.node.state.node_id[0]
-        training: Any = MadeUpTraining(total, seed) if train else None
+        self.training = MadeUpTraining(total, seed)
+        training: Any = self.training if train else None
         self._work = asyncio.create_task(self.node.run(training))
 
     async def stop(self) -> None:
@@ -140,8 +161,9 @@ class RunningNode:
     def height(self) -> int:
         return self.model.height
 
-    def root(self, height: int) -> str:
-        return {c.height: c.root for c in self.node.status().checkpoints}[height]
+    def rebuilt(self) -> dict[int, str]:
+        """The roots of the heights whose anchors it has rebuilt and written to its disk."""
+        return {c.height: c.root for c in self.node.status().checkpoints if c.materialised}
 
     def failed(self) -> BaseException | None:
         return self._work.exception() if self._work.done() else None
@@ -155,12 +177,18 @@ class RunningNode:
 
 
 @asynccontextmanager
-async def running(directories: list[Path], *, rounds: int) -> AsyncIterator[list[RunningNode]]:
-    """Start a node for each directory, and stop them all at the end."""
+async def running(
+    directories: list[Path], *, rounds: int, **settings: object
+) -> AsyncIterator[list[RunningNode]]:
+    """Start a node for each directory, and stop them all at the end.
+
+    settings: by dotted name with "__" for the dot, like retention__keep_whole.
+    """
+    further = {name.replace("__", "."): value for name, value in settings.items()}
     nodes = []
     for directory in directories:
         node = RunningNode(
-            directory, load_settings(directory, {**QUICK, "train.max_rounds": rounds})
+            directory, load_settings(directory, {**QUICK, "train.max_rounds": rounds, **further})
         )
         await node.start()
         nodes.append(node)
@@ -180,3 +208,20 @@ async def until(
                 if (error := node.failed()) is not None:
                     raise error
             await asyncio.sleep(0.05)
+
+
+async def until_rebuilt(nodes: list[RunningNode], least: int, *, seconds: float = 60.0) -> int:
+    """Wait until all have rebuilt one height of `least` or more; returns the newest such height.
+
+    Not each height: a node that was away or slow goes to the newest certified one at once. What
+    all have must be equal, at every height.
+    """
+
+    def common() -> set[int]:
+        return set[int].intersection(*(set(node.rebuilt()) for node in nodes))
+
+    await until(lambda: max(common(), default=0) >= least, nodes, seconds=seconds)
+    heights = common()
+    for height in heights:
+        assert len({node.rebuilt()[height] for node in nodes}) == 1, f"they differ at {height}"
+    return max(heights)

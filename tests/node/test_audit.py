@@ -43,7 +43,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     directories = found_mesh(tmp_path_factory.mktemp("audited") / "mesh")
 
     async def story() -> None:
-        async with running(directories, rounds=6) as nodes:
+        async with running(directories, rounds=6, retention__keep_whole=50) as nodes:
 
             def all_have_two() -> bool:
                 return all(

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.node.errors import DamagedError, PeerError
+from shoal.node.checkpoints import OWN_NAMES
+from shoal.node.errors import DamagedError, PeerError, UserError
 from shoal.node.genesis import MeshParameters, load_genesis, parse_document
+from shoal.node.verify_formats import OURS, Refused, parse_genesis
+from shoal.training.tokenizer import ByteTokenizer
 from tests.node.mesh import found_mesh
 
 
@@ -59,6 +62,9 @@ def _with(document: dict[str, Any], *path: Any, value: Any) -> bytes:
         (("parameters", "beta"), 2.0, "genesis-parameters"),
         (("parameters", "no_such_thing"), 1, "genesis-malformed"),
         (("tokenizer",), {"../escape": "00"}, "genesis-tokenizer"),
+        (("tokenizer",), {"config.json": "00" * 32}, "genesis-tokenizer"),
+        (("tokenizer",), {"Model.safetensors": "00" * 32}, "genesis-tokenizer"),
+        (("tokenizer",), {"chunks": "00" * 32}, "genesis-tokenizer"),
         (("schema",), [], "bad-schema"),
     ],
 )
@@ -88,3 +94,22 @@ def test_a_damaged_anchor_is_said_so(founded: Path, tmp_path: Path) -> None:
 
 def test_the_default_parameters_are_allowed() -> None:
     assert MeshParameters().problems() == []
+
+
+@pytest.mark.parametrize("name", sorted(OWN_NAMES))
+def test_a_tokenizer_file_never_takes_the_name_of_a_checkpoints_own(
+    name: str, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"tokenizer.json": b"{}", name: b"{}"}
+    monkeypatch.setattr(ByteTokenizer, "files", lambda self: files)
+    with pytest.raises(UserError, match=f"{name} is a checkpoint's own file") as refusal:
+        found_mesh(tmp_path / "mesh", nodes=1)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "mesh" / "node0").exists(), "no key is made for a mesh that is none"
+    with pytest.raises(Refused, match="malformed-genesis"):
+        parse_genesis(_with(document, "tokenizer", name, value="00" * 32))
+
+
+def test_the_two_lists_of_a_checkpoints_own_names_are_one(document: dict[str, Any]) -> None:
+    assert set(OURS) == OWN_NAMES
+    assert parse_genesis(_with(document, "name", value="other")).tokenizer

@@ -21,7 +21,7 @@ from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
 from tests.chaos.audit import audit
 from tests.node import mesh
-from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
+from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until, until_rebuilt
 
 # Seven nodes share one event loop here, so they are given more time than as processes of their own.
 WANTED = {
@@ -97,9 +97,7 @@ def test_one_node_grows_to_seven_validators_and_shrinks_to_four(
             for number in range(2, 8):
                 nodes.append(await join_as_validator(tmp_path / f"joiner{number}", first))
                 await until(lambda n=number: validators(first) == n, nodes, seconds=90)  # type: ignore[misc]
-            target = first.height + 2
-            await until(lambda: all(node.height >= target for node in nodes), nodes, seconds=90)
-            assert len({node.root(target) for node in nodes}) == 1
+            await until_rebuilt(nodes, first.height + 2, seconds=90)
             leavers = nodes[-3:]
             for index, leaver in enumerate(leavers):
                 leave(leaver)
@@ -107,10 +105,7 @@ def test_one_node_grows_to_seven_validators_and_shrinks_to_four(
                 await until(lambda one=leaver: one.failed() is not None, nodes[:4], seconds=60)  # type: ignore[misc]
                 assert isinstance(leaver.cause(), MembershipEnded)
                 await leaver.stop()
-            target = first.height + 2
-            stayed = nodes[:4]
-            await until(lambda: all(node.height >= target for node in stayed), stayed, seconds=90)
-            assert len({node.root(target) for node in stayed}) == 1
+            await until_rebuilt(nodes[:4], first.height + 2, seconds=90)
             assert pulse.heights == sorted(pulse.heights), "no committed checkpoint was lost"
             assert pulse.longest_s < 30, f"stalled for {pulse.longest_s:.0f} s"
         finally:
@@ -150,8 +145,6 @@ def test_a_quorum_of_operators_promotes_and_demotes(tmp_path: Path) -> None:
                 assert "3 of 4" in await asyncio.to_thread(demote)
             await until(lambda: all(validators(node) == 3 for node in nodes), nodes)
             assert nodes[3].node.status().role == "member"
-            target = nodes[3].height + 2
-            await until(lambda: all(node.height >= target for node in nodes), nodes)
-            assert len({node.root(target) for node in nodes}) == 1
+            await until_rebuilt(nodes, nodes[3].height + 2)
 
     asyncio.run(story())

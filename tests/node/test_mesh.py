@@ -18,29 +18,16 @@ from shoal.node.config import load_settings
 from shoal.node.join import join_mesh
 from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
-from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
-
-
-def roots(nodes: list[RunningNode], height: int) -> set[str]:
-    return {node.root(height) for node in nodes}
-
-
-def all_have(nodes: list[RunningNode], height: int) -> bool:
-    """Whether every node has rebuilt the anchor of `height` and written it to its disk."""
-    return all(
-        any(c.height == height and c.materialised for c in node.node.status().checkpoints)
-        for node in nodes
-    )
+from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until, until_rebuilt
 
 
 def test_four_nodes_commit_checkpoints_with_equal_roots(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(found_mesh(tmp_path), rounds=6) as nodes:
-            await until(lambda: all_have(nodes, 2), nodes)
-            assert len(roots(nodes, 1)) == 1
-            assert len(roots(nodes, 2)) == 1
-            assert roots(nodes, 1) != roots(nodes, 2)
+            await until_rebuilt(nodes, 2)
             for node in nodes:
+                roots = list(node.rebuilt().values())
+                assert len(set(roots)) == len(roots), "each height is another model"
                 reply = node.node.status()
                 assert all(checkpoint.signatures >= 3 for checkpoint in reply.checkpoints)
                 assert reply.consensus.byzantine_tolerance == 1
@@ -53,18 +40,16 @@ def test_the_mesh_goes_on_without_one_and_takes_it_back(tmp_path: Path) -> None:
     async def story() -> None:
         directories = found_mesh(tmp_path)
         async with running(directories, rounds=0) as nodes:
-            await until(lambda: all_have(nodes, 1), nodes)
+            await until_rebuilt(nodes, 1)
             victim = nodes.pop()
             await victim.stop()
             left_at = victim.height
-            await until(lambda: all_have(nodes, left_at + 3), nodes)
+            await until_rebuilt(nodes, left_at + 3)
             returned = RunningNode(victim.directory, victim.settings)
             await returned.start()
             nodes.append(returned)
             assert returned.height >= left_at, "it came back from its own disk"
-            target = nodes[0].height + 2
-            await until(lambda: all_have(nodes, target), nodes)
-            assert len(roots(nodes, target)) == 1
+            await until_rebuilt(nodes, nodes[0].height + 2)
             for node in nodes:
                 evidence = [k for k in node.node.status().rejected if k.startswith("evidence")]
                 assert not evidence, "nobody voted twice"
@@ -96,9 +81,7 @@ def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
             me = bytes.fromhex(joiner.node.status().node_id)
             await until(lambda: me in nodes[0].model.parameters.members, nodes)
             await until(lambda: joiner.node.status().training.round >= 3, nodes)
-            target = nodes[0].height + 2
-            await until(lambda: all_have(nodes, target), nodes)
-            assert len(roots(nodes, target)) == 1
+            await until_rebuilt(nodes, nodes[0].height + 2)
             assert joiner.node.status().role == "member"
             floors = dict(nodes[0].model.book.settled.floors)
             included = {member for member, _ in nodes[0].model.book.settled.included}
@@ -110,7 +93,7 @@ def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
 def test_a_node_that_lost_its_checkpoints_fetches_the_newest(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(found_mesh(tmp_path), rounds=0) as nodes:
-            await until(lambda: all_have(nodes, 2), nodes)
+            await until_rebuilt(nodes, 2)
             victim = nodes.pop()
             await victim.stop()
             shutil.rmtree(victim.directory / "checkpoints")
@@ -118,9 +101,7 @@ def test_a_node_that_lost_its_checkpoints_fetches_the_newest(tmp_path: Path) -> 
             await returned.start()
             nodes.append(returned)
             assert returned.height == 0
-            target = nodes[0].height + 1
-            await until(lambda: all_have(nodes, target), nodes)
-            assert len(roots(nodes, target)) == 1
+            await until_rebuilt(nodes, nodes[0].height + 1)
 
     asyncio.run(story())
 

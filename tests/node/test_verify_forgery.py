@@ -9,6 +9,8 @@ import pytest
 
 from shoal.consensus.certificate import Certificate
 from shoal.consensus.votes import VoteKind
+from shoal.node.genesis import MeshParameters
+from shoal.node.mesh_parameters import encode
 from shoal.node.verify import verify_checkpoint
 from tests.node.certified import MESH, CertifiedMesh, as_list, keys, refusal
 
@@ -199,3 +201,28 @@ def test_an_attackers_whole_mesh_holds_together_and_is_still_not_the_trusted_one
     shutil.copy(directory / "genesis.json", directory / "theirs")
     (directory / "genesis.json").write_bytes(MESH.genesis.document)
     assert refusal(directory, MESH.mesh_id).reason == "epoch-mesh"
+
+
+# --- the mesh's parameters ------------------------------------------------------------------------
+
+
+def decided(**changes: object) -> CertifiedMesh:
+    """A mesh whose validators changed its parameters; its checkpoint keeps 512 values of 4096."""
+    wish = replace(MeshParameters(), **changes)  # type: ignore[arg-type]
+    return CertifiedMesh("ABCD", "ABCDE", parameters=encode(wish))
+
+
+def test_a_record_of_another_density_than_the_mesh_decided_is_refused(tmp_path: Path) -> None:
+    mesh = decided(kept_per_chunk=64)
+    directory = mesh.write(tmp_path)
+    assert refusal(directory, mesh.mesh_id).reason == "record-density"
+
+
+def test_what_the_mesh_decided_is_said(tmp_path: Path) -> None:
+    proof = verify_checkpoint(decided(clip_factor=3.0, local_steps=16).write(tmp_path))
+    assert proof.changed == ("local_steps", "clip_factor")
+    assert "local_steps 16, clip_factor 3.0 by decision" in "\n".join(proof.lines())
+    assert proof.to_json()["mesh_parameters"]["clip_factor"] == 3.0
+    plain = verify_checkpoint(MESH.write(tmp_path / "other"))
+    assert plain.changed == (), "bytes that say nothing change nothing"
+    assert "the mesh parameters of the genesis" in "\n".join(plain.lines())

@@ -1,11 +1,13 @@
 """Rounds, rebases and what they leave of each other."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from shoal.training.errors import TrainingError
+from shoal.training.local_steps import Schedule
 from shoal.training.session import RoundOrder, SessionConfig, TrainingSession
 from tests.training.worker_process import tiny_settings, tiny_weights
 
@@ -38,6 +40,16 @@ def test_a_round_moves_the_weights_by_its_delta() -> None:
     torch.testing.assert_close(
         session.model.flat, torch.from_numpy(tiny_weights()) - delta, rtol=0, atol=1e-8
     )
+
+
+def test_a_round_may_bring_another_learning_rate_and_the_next_keeps_it() -> None:
+    slow = Schedule(learning_rate=0.0, warmup_tokens=0, schedule_tokens=1)
+    session = make_session()
+    assert run(session).abs().max() > 0
+    for schedule in (slow, None):
+        delta = torch.empty(session.parameters)
+        session.run_round(replace(order(2), schedule=schedule), delta, before_step=lambda: None)
+        assert delta.abs().max() == 0, "nothing moves, and the next round has no word on it"
 
 
 def test_a_rebase_after_a_round_lands_exactly_on_the_weights() -> None:

@@ -110,6 +110,18 @@ class TestRunningWorker:
         worker.order(9, steps=1)
         return float(worker.event()["loss"])
 
+    def test_a_round_under_another_schedule_learns_as_that_says(
+        self, worker: WorkerProcess
+    ) -> None:
+        worker.rebase(tiny_weights())
+        usual = {"learning_rate": 3e-3, "warmup_tokens": 0, "schedule_tokens": 10**6}
+        moved = []
+        for number, schedule in ((31, usual), (32, {**usual, "learning_rate": 0.0}), (33, usual)):
+            worker.order(number, steps=1, schedule=schedule)
+            assert worker.event()["event"] == "round"
+            moved.append(float(np.abs(worker.delta(number)).max()))
+        assert moved[1] == 0 < min(moved[0], moved[2])
+
     def test_it_ends_at_once_when_its_input_ends(self, worker: WorkerProcess) -> None:
         worker.order(99, steps=10**7)
         worker.send("rebase")

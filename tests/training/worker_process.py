@@ -95,9 +95,9 @@ class WorkerProcess:
         self.send("rebase", **values)
         assert self.event() == {"event": "rebased"}
 
-    def order(self, number: int, *, steps: int = 2) -> None:
+    def order(self, number: int, *, steps: int = 2, **further: object) -> None:
         """Queue a round."""
-        self.send("round", round=number, steps=steps, tokens_done=0, tokens_per_step=128)
+        self.send("round", round=number, steps=steps, tokens_done=0, tokens_per_step=128, **further)
 
     def delta(self, number: int) -> npt.NDArray[np.float32]:
         """Return a copy of the delta of round `number`."""

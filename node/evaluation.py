@@ -1,0 +1,42 @@
+"""How good the newest committed model is on this node's held-out text, measured between rounds."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from shoal.node.round import RoundFacts
+from shoal.node.shared_model import SharedModel
+from shoal.node.trainer import TrainerProcess, TrainingFailed
+
+log = structlog.get_logger()
+
+
+class Evaluation:
+    """At most one at a time: while one is under way, newer heights go without."""
+
+    def __init__(self, model: SharedModel, facts: Callable[[], RoundFacts]) -> None:
+        self._model = model
+        self._facts = facts
+        self._task: asyncio.Task[None] | None = None
+
+    def soon(self, trainer: TrainerProcess) -> None:
+        """Measure the committed model, unless the trainer is not ready or one is being measured."""
+        if trainer.ready and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._evaluate(trainer), name="evaluation")
+
+    async def _evaluate(self, trainer: TrainerProcess) -> None:
+        try:
+            height, committed = self._model.height, self._model.committed
+            await self._model.compute(lambda: committed.to_weights(out=trainer.evaluation_slot()))
+            loss = await trainer.evaluate(str(height))
+            self._facts().evaluations[height] = loss
+            log.info("checkpoint.evaluated", height=height, held_out_loss=round(loss, 4))
+        except TrainingFailed:
+            return
+
+    async def close(self) -> None:
+        """Give up what is being measured."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)

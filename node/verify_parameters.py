@@ -1,0 +1,54 @@
+"""The mesh parameters of an epoch, read a second time for `shoal verify`.
+
+Written from docs/verify.md alone, like verify_formats.py: a genesis names the first ones, and an
+epoch's record those that hold from it on. Bytes that put nothing in force change nothing.
+"""
+
+from collections.abc import Mapping
+from struct import Struct
+from typing import Any
+
+# In the order of the record: name, value where a genesis does not say, least, most.
+_FIELDS: tuple[tuple[str, float, float, float], ...] = (
+    ("local_steps", 8, 1, 100_000),
+    ("rounds_per_checkpoint", 8, 1, 1024),
+    ("kept_per_chunk", 512, 1, 4096),
+    ("beta", 0.95, 0.001, 1.0),
+    ("start_share", 0.3, 0.0, 1.0),
+    ("clip_factor", 2.0, 0.1, 1e6),
+    ("learning_rate", 1.5e-3, 1e-9, 10.0),
+    ("warmup_tokens", 100_000, 0, 2**62),
+    ("schedule_tokens", 100_000_000, 1, 2**62),
+)
+_FORM = Struct(">BIHHddddQQ")
+_VERSION = 1
+
+Parameters = Mapping[str, float]
+
+
+def first_parameters(content: Mapping[str, Any]) -> Parameters:
+    """Those of the genesis; raises ValueError where one is no number in its range."""
+    found: dict[str, float] = {}
+    for name, usual, least, most in _FIELDS:
+        value = content.get(name, usual)
+        whole = isinstance(usual, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise ValueError(f"{name} is not a number as it must be")
+        if not least <= value <= most:
+            raise ValueError(f"{name} is out of range")
+        found[name] = value
+    return found
+
+
+def parameters_after(before: Parameters, record: bytes, genesis: Parameters) -> Parameters:
+    """Those in force in the epoch whose record carries these bytes, the epoch before's given."""
+    if not record:
+        return genesis
+    if len(record) != _FORM.size or record[0] != _VERSION:
+        return before
+    values = _FORM.unpack(record)[1:]
+    for value, (_, _, least, most) in zip(values, _FIELDS, strict=True):
+        # Not a number is between nothing and nothing.
+        if not least <= value <= most:
+            return before
+    return {name: value for value, (name, *_) in zip(values, _FIELDS, strict=True)}

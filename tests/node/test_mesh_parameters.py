@@ -1,0 +1,174 @@
+"""Which mesh parameters can change and how: bytes that anybody may read twice and get the same."""
+
+import json
+from dataclasses import asdict, replace
+from struct import pack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.consensus.epochs import EpochChain, EpochRecord, first_epoch
+from shoal.node.errors import PeerError, UserError
+from shoal.node.genesis import MeshParameters
+from shoal.node.mesh_parameters import (
+    CHANGEABLE,
+    FIXED,
+    ParametersInForce,
+    change_to,
+    decode,
+    encode,
+    follow,
+)
+from shoal.node.parameter_change import (
+    MeshAnswer,
+    answer_as_json,
+    answer_lines,
+    changed,
+    parse_settings,
+)
+from shoal.node.verify_parameters import first_parameters, parameters_after
+
+GENESIS = MeshParameters(alpha=1.7, staleness=3)
+# Bytes that put nothing in force: unreadable, of another version, or out of range.
+BEFORE_BETA = pack(">BIHH", 1, 8, 8, 512)
+NOTHING = (
+    b"\x00",
+    b"parameters",
+    encode(GENESIS)[:-1],
+    encode(GENESIS) + b"\x00",
+    b"\x02" + encode(GENESIS)[1:],
+    pack(">BIHH", 1, 0, 8, 512) + encode(GENESIS)[9:],
+    pack(">BIHH", 1, 8, 8, 5000) + encode(GENESIS)[9:],
+    BEFORE_BETA + pack(">d", float("nan")) + encode(GENESIS)[17:],
+    BEFORE_BETA + pack(">d", float("inf")) + encode(GENESIS)[17:],
+    encode(GENESIS)[:-8] + b"\xff" * 8,
+)
+
+
+def test_every_parameter_is_either_changeable_or_fixed_for_a_reason() -> None:
+    assert sorted([*CHANGEABLE, *FIXED]) == sorted(asdict(MeshParameters()))
+
+
+def test_what_is_written_is_what_is_read_and_the_fixed_ones_stay() -> None:
+    wish = replace(MeshParameters(), clip_factor=3.5, kept_per_chunk=64, schedule_tokens=2**62)
+    read = decode(encode(wish), GENESIS)
+    assert read == replace(wish, alpha=1.7, staleness=3)
+    assert decode(b"", GENESIS) == GENESIS
+
+
+@pytest.mark.parametrize("data", NOTHING, ids=range(len(NOTHING)))
+def test_bytes_that_say_nothing_change_nothing(data: bytes) -> None:
+    with pytest.raises(PeerError, match="bad-parameters"):
+        decode(data, GENESIS)
+    wish = replace(GENESIS, clip_factor=3.0)
+    assert follow(GENESIS, [data]) == GENESIS
+    assert follow(GENESIS, [encode(wish), data, data]) == wish
+    assert follow(GENESIS, [encode(wish), data, b""]) == GENESIS
+
+
+sound = st.builds(
+    MeshParameters,
+    local_steps=st.integers(1, 100_000),
+    rounds_per_checkpoint=st.integers(1, 1024),
+    kept_per_chunk=st.integers(1, 4096),
+    beta=st.floats(0.001, 1.0),
+    start_share=st.floats(0.0, 1.0),
+    clip_factor=st.floats(0.1, 1e6),
+    learning_rate=st.floats(1e-9, 10.0),
+    warmup_tokens=st.integers(0, 2**62),
+    schedule_tokens=st.integers(1, 2**62),
+)
+
+
+@st.composite
+def spoilt(draw: st.DrawFn) -> bytes:
+    data = bytearray(encode(draw(sound)))
+    data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+@given(genesis=sound, records=st.lists(sound.map(encode) | spoilt() | st.binary(max_size=60)))
+def test_the_node_and_the_verifier_read_any_chain_alike(
+    genesis: MeshParameters, records: list[bytes]
+) -> None:
+    first = first_parameters(json.loads(json.dumps(asdict(genesis))))
+    theirs = first
+    for record in records:
+        theirs = parameters_after(theirs, record, first)
+    ours = asdict(follow(genesis, records))
+    assert dict(theirs) == {name: ours[name] for name in CHANGEABLE}
+
+
+def test_the_verifier_reads_the_same_genesis() -> None:
+    assert dict(first_parameters({})) == {k: asdict(MeshParameters())[k] for k in CHANGEABLE}
+    for wrong in ({"beta": 0}, {"local_steps": 1.5}, {"clip_factor": 10**400}, {"beta": True}):
+        with pytest.raises(ValueError, match="is "):
+            first_parameters(wrong)
+        assert replace(GENESIS, **wrong).problems()
+
+
+def test_each_epoch_has_its_own() -> None:
+    mesh_id, wish = bytes(32), replace(GENESIS, beta=0.5)
+    chain = EpochChain(first_epoch(mesh_id, [b"a" * 32]), 8)
+    for number, data in enumerate((b"", encode(wish), b"nonsense"), 1):
+        chain._records.append(  # a record is taken as proved, whoever proved it
+            EpochRecord(
+                mesh_id=mesh_id,
+                number=number,
+                parent=bytes(32),
+                start=8 * number,
+                keys=(b"a" * 32,),
+                parameters=data,
+            )
+        )
+    now = 0
+    mesh = ParametersInForce(GENESIS, epochs=lambda: chain, epoch=lambda: now)
+    seen = []
+    for now in range(4):  # noqa: B007 - the lambda above reads it
+        seen.append(mesh.now())
+    assert seen == [GENESIS, GENESIS, wish, wish]
+
+
+# --- what a person writes -------------------------------------------------------------------------
+
+
+def test_a_wish_is_read_against_what_is_in_force() -> None:
+    wish = changed(GENESIS, parse_settings(["clip_factor = 3", "local_steps=16"]))
+    assert wish == replace(GENESIS, clip_factor=3.0, local_steps=16)
+    assert decode(change_to(wish).parameters, GENESIS) == wish
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (["clip_factor"], "write key=value"),
+        (["clip_factor="], "write key=value"),
+        (["clip_facto=3"], "did you mean clip_factor"),
+        (["clip_factor=much"], "write a number"),
+        (["clip_factor=true"], "write a number"),
+        (["clip_factor=nan"], "must be from 0.1"),
+        (["clip_factor=1" + "0" * 400], "must be from 0.1"),
+        (["local_steps=1.5"], "write a whole number"),
+        (["local_steps=0"], "must be from 1 to 100000"),
+        (["kept_per_chunk=4097"], "must be from 1 to 4096"),
+        (["alpha=2"], "fixed when the mesh was made"),
+        (["staleness=2"], "fixed when the mesh was made"),
+        (["clip_factor=2.0"], "nothing would change"),
+    ],
+)
+def test_a_bad_wish_is_refused_in_one_line(settings: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as refusal:
+        changed(GENESIS, parse_settings(settings))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_person_sees_what_holds_what_comes_and_what_never_changes() -> None:
+    answer = MeshAnswer(4, GENESIS, replace(GENESIS, clip_factor=3.0))
+    text = "\n".join(answer_lines(answer))
+    assert "epoch 4" in text and "decided: 2.0 -> 3.0" in text
+    assert text.count("fixed: ") == len(FIXED)
+    plain = json.loads(answer_as_json(answer))
+    assert plain["in_force"]["clip_factor"] == 2.0
+    assert plain["decided"]["clip_factor"] == 3.0
+    assert json.loads(answer_as_json(MeshAnswer(4, GENESIS, None)))["decided"] is None
