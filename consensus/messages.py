@@ -382,6 +382,9 @@ def _read_status(reader: Reader) -> Status:
     )
 
 
+_ATTESTATIONS = (bytes([VoteKind.ATTEST]), bytes([VoteKind.CANDIDATE]))
+
+
 def is_attestation(data: bytes) -> bool:
     """True for what the Attestor takes (candidates and attestations), False for the Replica's."""
-    return data[:1] in (bytes([VoteKind.ATTEST]), bytes([VoteKind.CANDIDATE]))
+    return data[:1] in _ATTESTATIONS

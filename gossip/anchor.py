@@ -8,11 +8,8 @@ threads. That makes it a CRDT, its Merkle root something a quorum can sign, and 
 again (`undo`) exact. Whether values are still in range is asked once, of the result
 (docs/adr/0003-integer-anchor-wraparound.md says why not at every add).
 
-Source: delta-log SparseLoCo, reference/algorithms.md 1.4; Merkle tree as in RFC 6962, 2.1.
+Source: delta-log SparseLoCo, reference/algorithms.md 1.4.
 """
-
-import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,15 +19,10 @@ from shoal.compression.codec import SparseDelta
 from shoal.compression.frame import Frame
 from shoal.gossip.errors import DeltaError
 from shoal.gossip.schema import ModelSchema
+from shoal.gossip.tree import bind_root, leaves_of
 
 # The largest magnitude an attested anchor may hold; int32 goes on to 2^31, a factor of 2 beyond.
 MAGNITUDE_MAX = 1 << 30
-LEAF_BYTES = 64 * 1024
-# A chunk is an aligned run of leaves whose number is a power of two, so that its hash is a node
-# of the tree: the last run, which may be shorter, is one too (docs/adr/0009).
-LEAVES_PER_CHUNK = 16
-CHUNK_BYTES = LEAVES_PER_CHUNK * LEAF_BYTES
-ROOT_DOMAIN = b"SHOAL-ANCHOR\x01"
 
 
 def increments(
@@ -132,45 +124,3 @@ class Anchor:
             return
         indices = torch.from_numpy(delta.indices).to(self.values.device)
         self.values.index_add_(0, indices, torch.from_numpy(steps).to(self.values.device))
-
-
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """The tree of RFC 6962, 2.1, over given leaf hashes: at least one, 32 bytes each."""
-    assert leaves, "an anchor has at least one leaf"
-    level = list(leaves)
-    while len(level) > 1:
-        # Pairing from the left and handing an odd last node up is the RFC's recursive split.
-        paired = [
-            hashlib.sha256(b"\x01" + level[at] + level[at + 1]).digest()
-            for at in range(0, len(level) - 1, 2)
-        ]
-        level = paired + level[2 * len(paired) :]
-    return level[0]
-
-
-def chunk_addresses(leaves: Sequence[bytes]) -> tuple[bytes, ...]:
-    """The subtree hash of each chunk of 16 leaves, 32 bytes each, the last one of what is left.
-
-    `merkle_root` of the addresses is `merkle_root` of the leaves.
-    """
-    starts = range(0, len(leaves), LEAVES_PER_CHUNK)
-    return tuple(merkle_root(leaves[at : at + LEAVES_PER_CHUNK]) for at in starts)
-
-
-def bind_root(schema_digest: bytes, total: int, nodes: Sequence[bytes]) -> bytes:
-    """The root of an anchor of `total` parameters: the tree's top, bound to the schema and P.
-
-    `nodes` are the leaves, or the addresses of the chunks.
-    """
-    bound = ROOT_DOMAIN + schema_digest + total.to_bytes(8, "big")
-    return hashlib.sha256(bound + merkle_root(nodes)).digest()
-
-
-def leaves_of(data: memoryview) -> list[bytes]:
-    """SHA-256 of each 64 KiB of an anchor's bytes, or of one chunk's, the last piece shorter."""
-    leaves = []
-    for start in range(0, len(data), LEAF_BYTES):
-        leaf = hashlib.sha256(b"\x00")
-        leaf.update(data[start : start + LEAF_BYTES])
-        leaves.append(leaf.digest())
-    return leaves

@@ -9,8 +9,8 @@ then each chunk alone, whoever it comes from.
 
 from collections.abc import Iterator, Sequence
 
-from shoal.gossip.anchor import CHUNK_BYTES, bind_root, leaves_of, merkle_root
 from shoal.gossip.schema import ModelSchema
+from shoal.gossip.tree import CHUNK_BYTES, bind_root, leaves_of, merkle_root
 
 ADDRESS_BYTES = 32
 

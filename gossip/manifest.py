@@ -11,10 +11,11 @@ and then each chunk by itself, whoever sent it.
 from dataclasses import dataclass
 from struct import Struct
 
-from shoal.gossip.anchor import Anchor, bind_root, chunk_addresses
+from shoal.gossip.anchor import Anchor
 from shoal.gossip.chunks import ADDRESS_BYTES, chunk_count, chunk_size
 from shoal.gossip.errors import GossipError
 from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
+from shoal.gossip.tree import bind_root, chunk_addresses
 
 MAGIC = b"SHOAL-MANIFEST"
 VERSION = 1

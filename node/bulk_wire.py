@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from shoal.gossip.anchor import CHUNK_BYTES
 from shoal.gossip.chunks import ADDRESS_BYTES, chunk_count
+from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.errors import PeerError
 from shoal.node.wire import (
     OPERATION_BYTES_MAX,

@@ -147,20 +147,26 @@ class Database:
             else:
                 written += (key, value, _row_crc(key, value))
 
+        # One statement for each kind: between two of them this thread has to win back the
+        # interpreter from the event loop, and everything that is to be sent waits for it.
+        statements: list[tuple[str, tuple[Any, ...]]] = []
+        for first in range(0, len(written), ROW_VALUES_MAX):
+            values = tuple(written[first : first + ROW_VALUES_MAX])
+            places = ",".join(["(?,?,?)"] * (len(values) // 3))
+            statements.append((f"INSERT OR REPLACE INTO rows VALUES {places}", values))
+        if deleted:
+            keys = "SELECT value FROM json_each(?)"
+            statements.append((f"DELETE FROM rows WHERE key IN ({keys})", (json.dumps(deleted),)))
+
         def work() -> None:
-            # One statement for each kind: between statements this thread has to win back the
-            # interpreter from the event loop, and everything that is to be sent waits for it.
+            if len(statements) == 1 and not self._noted:
+                # A statement alone is a transaction already.
+                self._connection.execute(*statements[0])
+                return
             with self._connection:
                 self._put_noted()
-                for first in range(0, len(written), ROW_VALUES_MAX):
-                    values = written[first : first + ROW_VALUES_MAX]
-                    places = ",".join(["(?,?,?)"] * (len(values) // 3))
-                    self._connection.execute(f"INSERT OR REPLACE INTO rows VALUES {places}", values)
-                if deleted:
-                    self._connection.execute(
-                        "DELETE FROM rows WHERE key IN (SELECT value FROM json_each(?))",
-                        (json.dumps(deleted),),
-                    )
+                for statement in statements:
+                    self._connection.execute(*statement)
 
         await self._run(work)
 

@@ -19,9 +19,9 @@ import structlog
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.validators import Validators
-from shoal.gossip.anchor import CHUNK_BYTES
 from shoal.gossip.errors import GossipError
 from shoal.gossip.placement import copies
+from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node import bulk
 from shoal.node.bulk_wire import Description
 from shoal.node.bulk_wire import Holdings as HeldPieces

@@ -11,17 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.compression.codec import SparseDelta
-from shoal.gossip.anchor import (
-    LEAF_BYTES,
-    LEAVES_PER_CHUNK,
-    MAGNITUDE_MAX,
-    Anchor,
-    chunk_addresses,
-    increments,
-    merkle_root,
-)
+from shoal.gossip.anchor import MAGNITUDE_MAX, Anchor, increments
 from shoal.gossip.errors import DeltaError
 from shoal.gossip.schema import ModelSchema, TensorSchema
+from shoal.gossip.tree import LEAF_BYTES, LEAVES_PER_CHUNK, chunk_addresses, merkle_root
 from tests.gossip.builders import SCHEMA, hashed_anchor, hashed_delta, hashed_weights
 
 Step = tuple[SparseDelta, np.ndarray]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.gossip.anchor import CHUNK_BYTES, LEAF_BYTES, Anchor
+from shoal.gossip.anchor import Anchor
 from shoal.gossip.chunks import (
     chunk_address,
     chunk_count,
@@ -14,6 +14,7 @@ from shoal.gossip.chunks import (
     split,
 )
 from shoal.gossip.schema import ModelSchema, TensorSchema
+from shoal.gossip.tree import CHUNK_BYTES, LEAF_BYTES
 
 
 def anchor_of(values: int, seed: int = 0) -> Anchor:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoal.gossip.anchor import CHUNK_BYTES, Anchor
+from shoal.gossip.anchor import Anchor
 from shoal.gossip.errors import GossipError
 from shoal.gossip.manifest import HEADER, Manifest, chunk_sizes, manifest_bytes
 from shoal.gossip.schema import ModelSchema, TensorSchema
+from shoal.gossip.tree import CHUNK_BYTES
 from tests.gossip.builders import SCHEMA, hashed_anchor
 
 PER_CHUNK = CHUNK_BYTES // 4

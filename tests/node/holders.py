@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import torch
 
-from shoal.gossip.anchor import CHUNK_BYTES
 from shoal.gossip.chunks import chunk_address, root_of_chunks, split
 from shoal.gossip.schema import ModelSchema, TensorSchema
+from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.bulk_wire import Description, Holdings
 from shoal.node.errors import PeerError
 from shoal.node.links import CHANNEL_OPTIONS

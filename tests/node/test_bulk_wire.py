@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.gossip.anchor import CHUNK_BYTES
 from shoal.gossip.chunks import chunk_count
+from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.bulk_wire import (
     Description,
     Holdings,

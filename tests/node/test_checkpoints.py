@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.gossip.anchor import CHUNK_BYTES, Anchor
+from shoal.gossip.anchor import Anchor
 from shoal.gossip.errors import GossipError
 from shoal.gossip.schema import ModelSchema, TensorSchema
+from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.checkpoints import CheckpointFiles, CheckpointStore, read_list
 from shoal.node.errors import DamagedError
 from shoal.node.genesis import anchor_to_bytes

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shoal.gossip.anchor import CHUNK_BYTES
+from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node import bulk
 from shoal.node.fetch import fetch_checkpoint
 from shoal.node.fetch_plan import FetchSettings

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from shoal.gossip.anchor import CHUNK_BYTES
 from shoal.gossip.placement import holders
+from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.bulk_wire import Description
 from shoal.node.database import Database
 from shoal.node.errors import PeerError
