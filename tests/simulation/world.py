@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.records import Join, operation_bytes
@@ -250,6 +251,10 @@ class World:
                 "writes lost": sum(node.disk.lost for node in self.nodes),
             }
         )
+        for before, after in pairwise(self.book.pages):
+            more = len(after.keys) - len(before.keys)
+            counts["sets grown"] += more > 0
+            counts["sets shrunk"] += more < 0
         for liar in self.driver.liars.values():
             counts.update(liar.counts)
         return +counts
