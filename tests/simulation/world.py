@@ -27,6 +27,7 @@ from tests.simulation.invariants import Checker, Violation
 from tests.simulation.network import Network
 from tests.simulation.plan import TIMEOUT_MS, Plan
 from tests.simulation.repertoire import REPERTOIRE
+from tests.simulation.replica_state import KEPT_WINDOWS
 
 # Within what everything must be done after the chaos: virtual time, events, views.
 LIVENESS_MS = 3 * 60 * 60 * 1000
@@ -83,6 +84,7 @@ class World:
         self.changes = Changes(self.cluster, self.book, self.driver, rng=self.rng, work=self.work)
         self.operations = list(self.cluster.operations)
         self.core: set[int] = set()
+        self._window = self.cluster.window
 
     def run(self) -> Outcome:
         """Chaos, then the end that the mode calls for, with invariants checked throughout."""
@@ -222,8 +224,8 @@ class World:
 
     def _is_done(self, goal: int) -> bool:
         for index in self.core:
-            ledger = self._ledger(index)
-            if ledger.height < goal:
+            ledger, state = self._ledger(index), self._inspect(index)
+            if ledger.height < goal or state.executed - state.low > KEPT_WINDOWS * self._window:
                 return False
             if any(operation.member not in ledger.members for operation in self.operations):
                 return False
