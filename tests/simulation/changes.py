@@ -218,9 +218,30 @@ class Changes:
         if wish not in self.open:
             return
         for operation, node in self._operations(wish):
-            if node.replica is not None and node.replica.check(operation) is None:
-                self.driver.submit(node, operation)
+            self._submit_if_wanted(operation, node)
         self.work.at(self.work.now_ms + self.rng.randint(300, 2_000), self._pursue, wish)
+
+    def ask_for_parameters(self, core: set[int]) -> bytes:
+        """After the chaos: no more of the core than a quorum approve a change, until it is made.
+
+        Any more of them would fill the epoch that the change is to end. Returns what is to come.
+        """
+        wish = Wish("parameters", NOBODY, TIME_MS + self.work.now_ms)
+        self._ask_calmly(wish, core)
+        return _parameters(wish)
+
+    def _ask_calmly(self, wish: Wish, core: set[int]) -> None:
+        keys = self.furthest().epoch.keys
+        voting = [node for node in self._nodes() if node.identity.public in keys]
+        voting = [node for node in voting if node.index in core][: _quorum(len(keys))]
+        change = Change(ChangeKind.PARAMETERS, parameters=_parameters(wish))
+        for node in voting:
+            self._submit_if_wanted(self._approval(change, node, wish), node)
+        self.work.at(self.work.now_ms + 5_000, self._ask_calmly, wish, core)
+
+    def _submit_if_wanted(self, operation: bytes, node: SimulatedNode) -> None:
+        if node.replica is not None and node.replica.check(operation) is None:
+            self.driver.submit(node, operation)
 
     def _operations(self, wish: Wish) -> list[tuple[bytes, SimulatedNode]]:
         if wish.kind in ("leave", "rejoin"):
