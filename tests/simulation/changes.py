@@ -2,9 +2,13 @@
 
 A wish is one change that a client pursues during the chaos: it has a quorum of honest validators
 approve it, or a member say goodbye or come back, and asks again until it sees it done. Whether it
-is done in the end is not for the client to say, so every set that any part of the open wishes
+is done in the end is not for the client to say, so every set that any part of what was asked for
 could give must be one in which at most f are faulty. Of those that survive in core mode enough
 must be in each of these sets.
+
+Which sets there may be is worked out from the furthest ledger that was ever seen, whether or not
+anybody who holds it is up: what was decided once stays decided. What was asked for counts until
+that ledger refuses it for good, even when the client is content, or has given up.
 """
 
 import random
@@ -21,14 +25,19 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.driver import Driver
 from tests.simulation.node import SimulatedNode
 
-KINDS = ("promote", "promote", "demote", "leave", "rejoin", "expel", "parameters")
+# Wishes that make the set larger, in the end, and smaller. Often there is nobody left to promote,
+# so growing is asked for first twice as often as shrinking, which makes it happen about as often.
+# Who was expelled never comes back.
+GROWING = ("promote", "promote", "rejoin")
+SHRINKING = ("demote", "demote", "demote", "leave", "leave", "expel")
+NOBODY = NEVER = -1
 # Times in Joins and Leaves; those of the genesis are 0.
 TIME_MS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """`kind` and whom it concerns (a node's number; -1 for parameters)."""
+    """`kind` and whom it concerns (a node's number; NOBODY for parameters)."""
 
     kind: str
     node: int
@@ -58,6 +67,11 @@ class Changes:
         self.rng = rng
         self.work = work
         self.open: list[Wish] = []
+        # Those that are not pursued any more, but of which something may still be on its way.
+        self._settled: list[Wish] = []
+        # The last epoch in which anybody approved what the wish is for.
+        self._approved_in: dict[Wish, int] = {}
+        self._furthest = cluster.genesis
         faulty = {*cluster.liars, *cluster.rotten}
         self._faulty = {cluster.keys[index] for index in faulty}
         self._liars = {cluster.keys[index] for index in cluster.liars}
@@ -73,29 +87,41 @@ class Changes:
     def _nodes(self) -> list[SimulatedNode]:
         return [self.driver.nodes[index] for index in self._honest]
 
-    def furthest(self) -> Ledger | None:
-        """The ledger that has come furthest, of the honest nodes that are up."""
+    def furthest(self) -> Ledger:
+        """The ledger that has come furthest of all that an honest node ever had, down by now or
+        not: what it executed was decided, so whatever comes, comes after it."""
         ledgers = [node.replica.ledger for node in self._nodes() if node.replica is not None]
-        return max(ledgers, key=lambda ledger: ledger.sequence, default=None)
+        self._furthest = max([self._furthest, *ledgers], key=lambda ledger: ledger.sequence)
+        return self._furthest
 
     def possible_sets(self, wishes: Iterable[Wish]) -> set[frozenset[bytes]]:
-        """Every set that is in force somewhere, or may come to be so."""
-        earliest = min(node.epoch for node in self._nodes())
-        bases = {frozenset(page.keys) for page in self.book.pages[earliest:]}
+        """Every set that is in force somewhere, or may come to be so.
+
+        Up to the furthest ledger the sets are known. After it, those who are to change at the
+        next stability points, and those whom a wish concerns, may be in or out.
+        """
         ledger = self.furthest()
-        if ledger is not None:
-            bases.add(frozenset(ledger.epoch.keys))
-        loose = {self.cluster.keys[wish.node] for wish in wishes if wish.node >= 0}
-        return {
-            (base - loose - set(evicted)) | set(chosen)
-            for base in bases
-            for evicted in _subsets(self._liars & base)
+        earliest = min(node.epoch for node in self._nodes())
+        known = self.book.pages[earliest : ledger.epoch.number]
+        keys = frozenset(ledger.epoch.keys)
+        # A Join makes a member, never a validator.
+        about = {wish.node for wish in wishes if wish.kind not in ("parameters", "rejoin")}
+        loose = set(ledger.turns) | {self.cluster.keys[node] for node in about}
+        coming = {
+            (keys - loose - set(evicted)) | set(chosen)
+            for evicted in _subsets(self._liars & keys)
             for chosen in _subsets(loose)
-        } - {frozenset()}
+        }
+        return ({frozenset(page.keys) for page in known} | coming) - {frozenset()}
 
     def survivors(self, candidates: list[int]) -> set[int]:
-        """As few of these as hold a quorum of every possible set, drawn at random."""
-        sets = self.possible_sets(self.open)
+        """As few of these as hold a quorum of every possible set, drawn at random.
+
+        Nobody asks for anything any more, so it is only what was asked for that counts.
+        """
+        ledger = self.furthest()
+        asked = [wish for wish in self.open + self._settled if not self._is_spent(wish, ledger)]
+        sets = self.possible_sets(asked)
         left = list(candidates)
         for index in self.rng.sample(candidates, len(candidates)):
             fewer = {self.cluster.keys[other] for other in left if other != index}
@@ -106,22 +132,34 @@ class Changes:
     # Wishes.
 
     def _come_up(self) -> None:
-        ledger = self.furthest()
-        if ledger is None or not self.driver.chaos:
+        if not self.driver.chaos:
             return
+        ledger = self.furthest()
         self._drop_settled(ledger)
-        taken = {wish.node for wish in self.open}
-        for kind in self.rng.sample(KINDS, len(KINDS)):
-            node = self.rng.choice([-1] if kind == "parameters" else self._honest)
-            wish = Wish(kind, node, TIME_MS + self.work.now_ms)
-            if node in taken or not self._makes_sense(wish, ledger):
+        for kind in self._kinds():
+            fits = [wish for wish in self._wishes(kind) if self._makes_sense(wish, ledger)]
+            if not fits:
                 continue
-            sets = self.possible_sets([*self.open, wish])
+            wish = self.rng.choice(fits)
+            sets = self.possible_sets([*self.open, *self._settled, wish])
             if all(len(one & self._faulty) <= (len(one) - 1) // 3 for one in sets):
                 self.open.append(wish)
-                self.driver.counts[f"wish {kind}"] += 1
+                self.driver.counts[f"wish {wish.kind}"] += 1
                 self._pursue(wish)
                 return
+
+    def _kinds(self) -> list[str]:
+        """All kinds, in the order in which to look whether one makes sense."""
+        growing, shrinking = (self.rng.sample(kinds, len(kinds)) for kinds in (GROWING, SHRINKING))
+        kinds = growing + shrinking if self.rng.random() < 2 / 3 else shrinking + growing
+        return ["parameters", *kinds] if self.rng.random() < 0.15 else [*kinds, "parameters"]
+
+    def _wishes(self, kind: str) -> list[Wish]:
+        """One for each node that nobody has another wish for."""
+        taken = {wish.node for wish in self.open}
+        nodes = [NOBODY] if kind == "parameters" else self._honest
+        time_ms = TIME_MS + self.work.now_ms
+        return [Wish(kind, node, time_ms) for node in nodes if node not in taken]
 
     def _makes_sense(self, wish: Wish, ledger: Ledger) -> bool:
         if wish.kind == "parameters":
@@ -139,7 +177,25 @@ class Changes:
                 return not member and not ledger.is_evicted(key)
 
     def _drop_settled(self, ledger: Ledger) -> None:
-        self.open = [wish for wish in self.open if not self._is_settled(wish, ledger)]
+        """Those that are done are not pursued any more, and forgotten once nothing is left."""
+        settled = [wish for wish in self.open if self._is_settled(wish, ledger)]
+        self.open = [wish for wish in self.open if wish not in settled]
+        self._settled = [
+            wish for wish in self._settled + settled if not self._is_spent(wish, ledger)
+        ]
+
+    def _is_spent(self, wish: Wish, ledger: Ledger) -> bool:
+        """Whether nothing that was asked for it can change the set after this ledger."""
+        if wish.kind in ("parameters", "rejoin"):
+            return True
+        if wish.kind != "leave":
+            # An approval is for one epoch only.
+            return ledger.epoch.number > self._approved_in.get(wish, NEVER)
+        # A Leave is for who joined before it, and once.
+        key = self.cluster.keys[wish.node]
+        member = ledger.members.get(key)
+        last = ledger.departed.get(key, NEVER) if member is None else member.time_ms
+        return last >= wish.time_ms
 
     def _is_settled(self, wish: Wish, ledger: Ledger) -> bool:
         if wish.kind == "parameters":
@@ -156,17 +212,36 @@ class Changes:
 
     def _pursue(self, wish: Wish) -> None:
         """Submit what the wish needs, at whoever would take it, and look again later."""
-        ledger = self.furthest()
-        if not self.driver.chaos or wish not in self.open:
+        if not self.driver.chaos:
             return
-        if ledger is not None:
-            self._drop_settled(ledger)
-            if wish not in self.open:
-                return
+        self._drop_settled(self.furthest())
+        if wish not in self.open:
+            return
         for operation, node in self._operations(wish):
-            if node.replica is not None and node.replica.check(operation) is None:
-                self.driver.submit(node, operation)
+            self._submit_if_wanted(operation, node)
         self.work.at(self.work.now_ms + self.rng.randint(300, 2_000), self._pursue, wish)
+
+    def ask_for_parameters(self, core: set[int]) -> bytes:
+        """After the chaos: no more of the core than a quorum approve a change, until it is made.
+
+        Any more of them would fill the epoch that the change is to end. Returns what is to come.
+        """
+        wish = Wish("parameters", NOBODY, TIME_MS + self.work.now_ms)
+        self._ask_calmly(wish, core)
+        return _parameters(wish)
+
+    def _ask_calmly(self, wish: Wish, core: set[int]) -> None:
+        keys = self.furthest().epoch.keys
+        voting = [node for node in self._nodes() if node.identity.public in keys]
+        voting = [node for node in voting if node.index in core][: _quorum(len(keys))]
+        change = Change(ChangeKind.PARAMETERS, parameters=_parameters(wish))
+        for node in voting:
+            self._submit_if_wanted(self._approval(change, node, wish), node)
+        self.work.at(self.work.now_ms + 5_000, self._ask_calmly, wish, core)
+
+    def _submit_if_wanted(self, operation: bytes, node: SimulatedNode) -> None:
+        if node.replica is not None and node.replica.check(operation) is None:
+            self.driver.submit(node, operation)
 
     def _operations(self, wish: Wish) -> list[tuple[bytes, SimulatedNode]]:
         if wish.kind in ("leave", "rejoin"):
@@ -179,7 +254,7 @@ class Changes:
             else Change(ChangeKind[wish.kind.upper()], member)
         )
         return [
-            (self._approval(change, node), node)
+            (self._approval(change, node, wish), node)
             for node in self._nodes()
             if node.replica is not None
         ]
@@ -199,13 +274,11 @@ class Changes:
             )
         return operation_bytes(replace(said, signature=identity.sign(said.signed_bytes(mesh_id))))
 
-    def _approval(self, change: Change, node: SimulatedNode) -> bytes:
+    def _approval(self, change: Change, node: SimulatedNode, wish: Wish) -> bytes:
         assert node.replica is not None
-        approve = Approve(
-            change=change,
-            epoch=node.replica.validators.epoch,
-            validator=node.identity.public,
-        )
+        epoch = node.replica.validators.epoch
+        self._approved_in[wish] = max(epoch, self._approved_in.get(wish, NEVER))
+        approve = Approve(change=change, epoch=epoch, validator=node.identity.public)
         signature = node.identity.sign(approve.signed_bytes(self.cluster.mesh_id))
         return operation_bytes(replace(approve, signature=signature))
 

@@ -61,9 +61,18 @@ class Checker:
         self.require(problem is None, f"epoch {number}: {problem}")
 
     def on_epoch(
-        self, node: int, started: EpochStarted, link: bytes | None, *, honest: bool
+        self,
+        node: int,
+        started: EpochStarted,
+        link: bytes | None,
+        rows: Mapping[str, bytes],
+        *,
+        honest: bool,
     ) -> None:
-        """A node says that it is in this epoch now: one set per number, and never backwards."""
+        """A node says that it is in this epoch now: one set per number, and never backwards.
+
+        What it voted in earlier ones is not kept, or rows would pile up for ever.
+        """
         validators = started.validators
         if link is not None:
             self.on_link(validators.epoch, link)
@@ -78,6 +87,9 @@ class Checker:
         if validators.epoch > before:
             self._epochs[node] = validators.epoch
             self._commits.pop(node, None)
+        oldest = durable.oldest_vote_epoch(rows)
+        kept = oldest is not None and oldest < validators.epoch
+        self.require(not kept, "rows of an epoch that is over")
 
     def on_send(self, node: int, data: bytes, rows: Mapping[str, bytes]) -> None:
         """An honest node lets this message out while these rows are durable."""

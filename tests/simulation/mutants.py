@@ -2,20 +2,21 @@
 
 Puts each mutation into the core, runs schedules until one of them fails, and prints what caught
 it. A mutation that survives its budget means that the simulator is blind to a whole class of
-bugs, and the exit status is 1. With --control the same aimed schedules are run on the core as it
-is, where none may fail: that is what makes "caught" mean anything.
+bugs, and the exit status is 1. The schedule that fails is run on the core as it is as well, where
+it must pass: that is what makes "caught" mean anything. With --control the first N schedules of
+each mutation are run like that, and nothing else.
 """
 
 import argparse
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 from tests.simulation import mutations, mutations_epoch, mutations_view
 from tests.simulation.mutation import Mutant, mutated
-from tests.simulation.plan import draw_plan
+from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.runner import failure_of
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -28,39 +29,50 @@ CAUSE_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one mutant; `cause` is None when it survived."""
+    """What became of one mutant; `cause` is None when it survived, `without` when it should be:
+    it is what goes wrong in the last schedule on the core as it is."""
 
     name: str
     mode: str
     schedules: int
     seconds: float
     cause: str | None
+    without: str | None
+
+    @property
+    def caught(self) -> bool:
+        return self.cause is not None and self.without is None
+
+
+def failure_without(plan: Plan) -> str | None:
+    """What goes wrong in this plan on the core as it is, and with honest disks."""
+    return failure_of(replace(plan, planted=()))
 
 
 def hunt(name: str, budget: int) -> Verdict:
     """Run schedules of this mutant until one fails, at most so many."""
     mutant = next(one for one in MUTANTS if one.name == name)
     began = time.process_time()
-    cause, seed = None, 0
+    cause, without, seed, plan = None, None, 0, None
     with mutated(mutant):
         while cause is None and seed < min(budget, mutant.budget):
             seed += 1
             plan = mutant.aimed(draw_plan(mutant.mode, seed))
             cause = failure_of(plan, only_caught=True)
-    return Verdict(name, mutant.mode, seed, time.process_time() - began, cause)
+    if cause is not None and plan is not None:
+        without = failure_without(plan)
+    return Verdict(name, mutant.mode, seed, time.process_time() - began, cause, without)
 
 
 def control(name: str, schedules: int) -> Verdict:
     """The mutant's schedules without its mutation; any failure is the simulator's fault."""
     mutant = next(one for one in MUTANTS if one.name == name)
     began = time.process_time()
-    for seed in range(1, schedules + 1):
-        plan = mutant.aimed(draw_plan(mutant.mode, seed))
-        if not plan.planted:
-            cause = failure_of(plan)
-            if cause is not None:
-                return Verdict(name, mutant.mode, seed, time.process_time() - began, cause)
-    return Verdict(name, mutant.mode, schedules, time.process_time() - began, None)
+    without, seed = None, 0
+    while without is None and seed < schedules:
+        seed += 1
+        without = failure_without(mutant.aimed(draw_plan(mutant.mode, seed)))
+    return Verdict(name, mutant.mode, seed, time.process_time() - began, None, without)
 
 
 def main() -> int:
@@ -80,8 +92,11 @@ def main() -> int:
     bad = 0
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         for verdict in pool.map(task, names, [size] * len(names)):
-            bad += (verdict.cause is None) != bool(arguments.control)
+            right = verdict.without is None if arguments.control else verdict.caught
+            bad += not right
             cause = verdict.cause or ("nothing, as it should" if arguments.control else "SURVIVED")
+            if verdict.without is not None:
+                cause = f"WITHOUT IT AS WELL: {verdict.without}"
             print(
                 f"{verdict.name:<42} {verdict.mode:<5} {verdict.schedules:>9} "
                 f"{verdict.seconds:>11.1f}  {cause[:CAUSE_CHARACTERS]}",

@@ -144,8 +144,9 @@ def draw_plan(mode: Mode, seed: int) -> Plan:
         burst=chaos(0, 0, 2 * interval + 1),
         stability_interval=interval,
         retained=rng.choice((0, 4, 32)),
-        spares=rng.choice((0, 0, 1, 2)),
-        changes=chaos(0, 0, 1, 3),
+        # A set that may grow needs somebody to grow by.
+        spares=rng.choice((0, 1, 2, 2)),
+        changes=chaos(0, 1, 3, 5),
     )
 
 

@@ -16,6 +16,12 @@ def vote_digest(rows: Rows, vote: Vote) -> bytes | None:
     return row[:32] if row is not None else None
 
 
+def oldest_vote_epoch(rows: Rows) -> int | None:
+    """The earliest epoch of which a vote in the log is remembered."""
+    epochs = [int(key.split("/")[2]) for key in rows if key.startswith("replica/vote/")]
+    return min(epochs, default=None)
+
+
 def prepared_certificate(rows: Rows, sequence: int) -> bytes | None:
     return rows.get(f"replica/prepared/{sequence}")
 

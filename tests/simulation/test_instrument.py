@@ -201,7 +201,7 @@ def test_the_number_of_processes_changes_nothing() -> None:
 @pytest.mark.parametrize("name", ["votes not persisted", "no f+1 join", "quorum 2f+1 (n=6)"])
 def test_a_mutated_core_is_caught(name: str) -> None:
     verdict = hunt(name, 30)
-    assert verdict.cause is not None
+    assert verdict.cause is not None and verdict.without is None and verdict.caught
 
 
 def test_there_are_enough_mutants_and_each_has_its_own_name() -> None:

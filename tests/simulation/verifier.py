@@ -82,8 +82,8 @@ class Proof(Protocol):
     def to_bytes(self) -> bytes: ...
 
 
-class Change(Protocol):
-    """A VIEW-CHANGE, as far as this page reads it."""
+class AboutView(Protocol):
+    """What a VIEW-CHANGE and a NEW-VIEW both say."""
 
     @property
     def epoch(self) -> int: ...
@@ -91,6 +91,11 @@ class Change(Protocol):
     def view(self) -> int: ...
     @property
     def signer(self) -> int: ...
+
+
+class Change(AboutView, Protocol):
+    """A VIEW-CHANGE, as far as this page reads it."""
+
     @property
     def low(self) -> int: ...
     @property
@@ -99,15 +104,9 @@ class Change(Protocol):
     def prepared(self) -> tuple[Proof, ...]: ...
 
 
-class View(Protocol):
+class View(AboutView, Protocol):
     """A NEW-VIEW, as far as this page reads it."""
 
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def view(self) -> int: ...
-    @property
-    def signer(self) -> int: ...
     @property
     def view_changes(self) -> tuple[Change, ...]: ...
     @property

@@ -3,7 +3,8 @@
 Chaos first: losses, partitions, clogs, wild clocks, failing disks, crashes between any two
 effects. Then, depending on the mode, everybody heals, or only a random quorum lives on, or links
 simply stay slower than the first timeout; from there on everything pending, and one more
-checkpoint, must commit within bounds of time, events and views.
+checkpoint, must commit within bounds of time, events and views. Where the set was to change a lot,
+one more change must then take effect within such bounds, though nobody trains any more.
 """
 
 import gc
@@ -11,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.records import Join, operation_bytes
@@ -26,12 +28,15 @@ from tests.simulation.invariants import Checker, Violation
 from tests.simulation.network import Network
 from tests.simulation.plan import TIMEOUT_MS, Plan
 from tests.simulation.repertoire import REPERTOIRE
+from tests.simulation.replica_state import KEPT_WINDOWS
 
 # Within what everything must be done after the chaos: virtual time, events, views.
 LIVENESS_MS = 3 * 60 * 60 * 1000
 LIVENESS_EVENTS = 10_000
 LIVENESS_EVENTS_PER_VALIDATOR = 4_000
 LIVENESS_VIEWS = 60
+# How many changes make a plan one of those that are about changes, and end with one.
+CALM_CHANGE_SINCE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class World:
         self.changes = Changes(self.cluster, self.book, self.driver, rng=self.rng, work=self.work)
         self.operations = list(self.cluster.operations)
         self.core: set[int] = set()
+        self.calm_views = 0
+        self._window = self.cluster.window
 
     def run(self) -> Outcome:
         """Chaos, then the end that the mode calls for, with invariants checked throughout."""
@@ -90,16 +97,16 @@ class World:
         self._plan_chaos()
         self.work.run_until(self.plan.chaos_ms)
         self._end_chaos()
-        events, view = self.work.events, self._highest_view()
+        events = self.work.events
         self._finish()
         return Outcome(
             plan=self.plan,
             events=self.work.events,
             virtual_ms=self.work.now_ms,
             heights=max(self._ledger(index).height for index in self.core),
-            views=self._highest_view(),
+            views=self._furthest_view()[1],
             calm_events=self.work.events - events,
-            calm_views=self._highest_view() - view,
+            calm_views=self.calm_views,
             counts=tuple(sorted((self.driver.counts + self._counted()).items())),
             trace=self.work.trace,
         )
@@ -200,11 +207,20 @@ class World:
 
     def _finish(self) -> None:
         goal = max(self._ledger(index).height for index in self.core) + 1
+        self._run_until(lambda: self._is_done(goal))
+        if self.plan.changes >= CALM_CHANGE_SINCE:
+            # One more change, and nobody trains any more: what an epoch lacks to its end comes
+            # from the validators themselves, or not at all.
+            self.driver.trains = False
+            parameters = self.changes.ask_for_parameters(self.core)
+            self._run_until(lambda: self._is_in_force(parameters))
+
+    def _run_until(self, is_done: Callable[[], bool]) -> None:
         work, driver = self.work, self.driver
         deadline, budget = work.now_ms + LIVENESS_MS, work.events + self._event_budget()
-        start = self._highest_view()
+        start = self._furthest_view()
         driver.moved = True
-        while not (driver.moved and self._is_done(goal)):
+        while not (driver.moved and is_done()):
             driver.moved = False
             while work and not driver.moved:
                 work.next()
@@ -212,7 +228,10 @@ class World:
                     raise Violation(f"no progress: {self._describe()}")
             if not driver.moved:
                 raise Violation(f"nothing left to happen: {self._describe()}")
-            views = self._highest_view() - start
+            epoch, views = self._furthest_view()
+            # Each epoch begins in view 0.
+            views -= start[1] if epoch == start[0] else 0
+            self.calm_views = max(self.calm_views, views)
             if views > LIVENESS_VIEWS:
                 raise Violation(f"{views} views after the chaos: {self._describe()}")
 
@@ -221,12 +240,19 @@ class World:
 
     def _is_done(self, goal: int) -> bool:
         for index in self.core:
-            ledger = self._ledger(index)
-            if ledger.height < goal:
+            ledger, state = self._ledger(index), self._inspect(index)
+            if ledger.height < goal or state.executed - state.low > KEPT_WINDOWS * self._window:
                 return False
             if any(operation.member not in ledger.members for operation in self.operations):
                 return False
         return True
+
+    def _is_in_force(self, parameters: bytes) -> bool:
+        return all(
+            self._ledger(index).epoch.parameters == parameters
+            and self._inspect(index).epoch == self._ledger(index).epoch.number
+            for index in self.core
+        )
 
     def _describe(self) -> str:
         states = [self._inspect(index) for index in sorted(self.core)]
@@ -250,12 +276,18 @@ class World:
                 "writes lost": sum(node.disk.lost for node in self.nodes),
             }
         )
+        for before, after in pairwise(self.book.pages):
+            more = len(after.keys) - len(before.keys)
+            counts["sets grown"] += more > 0
+            counts["sets shrunk"] += more < 0
         for liar in self.driver.liars.values():
             counts.update(liar.counts)
         return +counts
 
-    def _highest_view(self) -> int:
-        return max(self._inspect(index).view for index in self.core)
+    def _furthest_view(self) -> tuple[int, int]:
+        """Its epoch, and its number in that."""
+        states = [self._inspect(index) for index in self.core]
+        return max((state.epoch, state.view) for state in states)
 
     def _ledger(self, index: int) -> Ledger:
         replica = self.nodes[index].replica
