@@ -27,8 +27,6 @@ from shoal.consensus.votes import Vote, VoteKind, require_signature
 
 # STABLE votes are kept for this many sequences per signer, the highest ones.
 STABLE_VOTES_PER_SIGNER = 4
-# Own ledgers above the watermark, of up to half a mebibyte each.
-MAX_SNAPSHOTS = 4
 
 
 def result_bytes(result: Result) -> bytes:
@@ -66,11 +64,7 @@ def _execute(core: Core, certificate: Certificate, body: bytes) -> None:
 def reach_stability_point(core: Core) -> None:
     """The ledger has reached a multiple of K: keep it, and vote for its digest (PBFT 4.3)."""
     sequence = core.executed
-    core.snapshots[sequence] = core.ledger.snapshot()
-    # Who follows by proofs can run far ahead of the last certificate that it has seen. The newest
-    # ledgers are those that the next certificate will be about; where an epoch ends none is newer.
-    while len(core.snapshots) > MAX_SNAPSHOTS:
-        del core.snapshots[min(core.snapshots)]
+    core.keep_snapshot()
     announce_stable(core, sequence)
     if core.target is not None and core.target.sequence <= sequence:
         adopt_stability(core, core.target)

@@ -110,7 +110,7 @@ def _restore_log(core: Core, rows: Mapping[str, bytes]) -> None:
             again = core.ledger.execute(sequence, parse_operation(body), operation_digest(body))
             assert again == result, "execution is deterministic"
             if sequence % core.interval == 0:
-                core.snapshots[sequence] = core.ledger.snapshot()
+                core.keep_snapshot()
 
 
 def _restore_view(core: Core, rows: Mapping[str, bytes]) -> None:

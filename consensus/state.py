@@ -24,6 +24,8 @@ from shoal.consensus.votes import Vote
 PREFIX = "replica/"
 # L = 2 K (consensus.md 1.3).
 WINDOW_INTERVALS = 2
+# Own ledgers above the watermark, of up to half a mebibyte each.
+MAX_SNAPSHOTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +219,17 @@ class Core:
             kept.add(digest)
             self.bodies[digest] = operation
             self.persist(f"op/{sequence}/{digest.hex()}", operation)
+
+    def keep_snapshot(self) -> None:
+        """Keep the ledger of this stability point until the watermark has passed it.
+
+        Who follows by proofs can run far ahead of the last certificate that it has seen. The
+        newest ledgers are those that the next certificate will be about; where an epoch ends none
+        is newer.
+        """
+        self.snapshots[self.executed] = self.ledger.snapshot()
+        while len(self.snapshots) > MAX_SNAPSHOTS:
+            del self.snapshots[min(self.snapshots)]
 
     def persist(self, key: str, value: bytes | None) -> None:
         self.outbox.persist(PREFIX + key, value)

@@ -7,13 +7,14 @@ from shoal.consensus.messages import (
     CommitProof,
     NewView,
     PrePrepare,
+    Stability,
     Status,
     ViewChange,
     decode,
     encode,
 )
 from shoal.consensus.votes import Vote, VoteKind
-from tests.consensus.mesh import Mesh, digest_of, is_vote
+from tests.consensus.mesh import INTERVAL, Mesh, digest_of, is_vote
 from tests.consensus.test_view_change import depose, pending_everywhere
 
 
@@ -192,3 +193,18 @@ def test_a_first_start_tells_nothing() -> None:
     mesh = Mesh(4)
     effects = mesh.new_replica(0).step(0, Started())
     assert not any(isinstance(effect, (Decided, Restored)) for effect in effects)
+
+
+def test_who_runs_ahead_of_its_watermark_keeps_a_few_ledgers_after_a_restart_too() -> None:
+    """A member that follows by proofs hears of no stability point for seven of them."""
+    mesh = Mesh(4, spare=1)
+    for turn in range(7):
+        mesh.order([mesh.join(f"m{turn}.{i}") for i in range(INTERVAL)])
+        for _ in range(2):
+            mesh.fire(4, "status")
+            mesh.deliver(lambda x: x.target == 4 and isinstance(x.message, Stability))
+    assert (mesh.core(4).executed, mesh.core(4).low) == (7 * INTERVAL, 0)
+    newest = [turn * INTERVAL for turn in (4, 5, 6, 7)]
+    assert sorted(mesh.core(4).snapshots) == newest
+    mesh.restart(4)
+    assert sorted(mesh.core(4).snapshots) == newest
