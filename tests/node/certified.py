@@ -24,6 +24,7 @@ from shoal.consensus.records import (
     operation_bytes,
     operation_digest,
 )
+from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.consensus.votes import VoteKind, vote_bytes
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.delta import Delta, make_delta
@@ -79,6 +80,10 @@ def epoch_digest(record: bytes) -> bytes:
     return hashlib.sha256(b"SHOAL-EPOCH\x01" + record).digest()
 
 
+# How long each epoch of these certificates lasts: a multiple of K.
+EPOCH_SEQUENCES = 2 * STABILITY_INTERVAL
+
+
 class CertifiedMesh:
     """A mesh with its validators' keys; `sets`: who votes in epoch 0, 1, ..., a letter each."""
 
@@ -114,7 +119,7 @@ class CertifiedMesh:
     def epoch_record(self, number: int, *, parent: bytes | None = None, start: int = -1) -> bytes:
         if parent is None:
             parent = epoch_digest(self.epoch_record(number - 1)) if number else self.mesh_id
-        start = 12 * number if start < 0 else start
+        start = EPOCH_SEQUENCES * number if start < 0 else start
         voters = self.sets[number]
         ids = b"".join(key.id for key in voters)
         fields = (self.mesh_id, u64(number), parent, u64(start), u8(len(voters)), ids)
@@ -183,7 +188,7 @@ class CertifiedMesh:
         given: dict[str, object] = {
             "epoch": self.epoch,
             "view": 2,
-            "sequence": 12 * self.epoch + 3,
+            "sequence": EPOCH_SEQUENCES * self.epoch + 3,
             "digest": operation_digest(operation),
             "voters": self.sets[-1],
             **how,
