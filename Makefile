@@ -13,8 +13,10 @@ NETWORK ?= auto
 JOBS ?= 2
 # How many times longer than `make sim` is `make sim-long`.
 N ?= 20
+TARGET ?= all
+MINUTES ?= 15
 
-.PHONY: help install proto proto-check format check test sim sim-long mutants chaos demo bench compose-test clean
+.PHONY: help install proto proto-check format check test fuzz sim sim-long mutants chaos demo bench compose-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -44,6 +46,11 @@ check: install proto-check ## lint, format, types, tidy, stub freshness
 
 test: install ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+fuzz: install ## fuzz one target, coverage-guided: make fuzz TARGET=link MINUTES=15 (TARGET=all: each)
+	$(BIN)/python -c 'import atheris' 2>/dev/null || \
+	    $(BIN)/python -m pip --disable-pip-version-check install --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(TARGET) --minutes $(MINUTES)
 
 sim: install ## simulate consensus clusters: make sim SEED=7 SCHEDULES=1000 MODE=heal|core|slow|all JOBS=2
 	$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) --mode $(MODE) \

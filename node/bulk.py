@@ -29,6 +29,7 @@ from shoal.node.bulk_wire import (
     parse_holdings,
 )
 from shoal.node.errors import PeerError
+from shoal.node.screen import sound
 from shoal.node.wire import Reference
 from shoal.proto.mesh_pb2 import Chunk, FetchRequest
 
@@ -65,7 +66,8 @@ async def _next(
 ) -> Chunk | None:
     try:
         async with asyncio.timeout(stall_s):
-            return await anext(stream, None)
+            chunk = await anext(stream, None)
+            return None if chunk is None else sound(chunk)
     except TimeoutError:
         raise FetchFailed(f"no data for {stall_s:.0f} s") from None
     except grpc.aio.AioRpcError as error:

@@ -10,7 +10,9 @@ from typing import TypeAlias
 from shoal.gossip.chunks import ADDRESS_BYTES, chunk_count
 from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.errors import PeerError
+from shoal.node.screen import Screen
 from shoal.node.wire import (
+    MESSAGE_BYTES_MAX,
     OPERATION_BYTES_MAX,
     SEQUENCE_MAX,
     Reference,
@@ -27,6 +29,19 @@ EPOCHS_BYTES_MAX = 4 << 20
 MANIFEST_BYTES_MAX = 1 << 20
 # What one message of a stream carries.
 DATA_BYTES_MAX = CHUNK_BYTES
+GENESIS_FILES_MAX = 16
+# The longest asks for a delta: four fields of 32 bytes and less.
+FETCH_BYTES_MAX = 256
+JOIN_BYTES_MAX = OPERATION_BYTES_MAX + 16
+
+FETCHES = Screen(mesh_pb2.FetchRequest, mesh_pb2.FetchRequest.FromString, bytes_max=FETCH_BYTES_MAX)
+JOINS = Screen(mesh_pb2.JoinRequest, mesh_pb2.JoinRequest.FromString, bytes_max=JOIN_BYTES_MAX)
+CHUNKS = Screen(
+    mesh_pb2.Chunk,
+    mesh_pb2.Chunk.FromString,
+    bytes_max=MESSAGE_BYTES_MAX,
+    counts={"GenesisHeader.files": GENESIS_FILES_MAX},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +237,7 @@ def parse_genesis_header(chunk: mesh_pb2.Chunk) -> GenesisParts:
     """Check the first chunk of a genesis; raises PeerError."""
     header = chunk.genesis
     require(chunk.HasField("genesis"), "the first chunk does not describe a genesis")
-    require(len(header.files) <= 16, "too many tokenizer files")
+    require(len(header.files) <= GENESIS_FILES_MAX, "too many tokenizer files")
     return GenesisParts(
         header.document, header.anchor_bytes, {file.name: file.data for file in header.files}
     )

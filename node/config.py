@@ -209,7 +209,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, object] | None = No
     """
     if path is not None and path.is_dir():
         path = path / CONFIG_NAME
-    from_file = _anchored(read_toml(path), path) if path is not None else {}
+    from_file = _from_file(path) if path is not None else {}
     flags = _nested({name: value for name, value in (overrides or {}).items() if value is not None})
     _refuse_unknown_variables()
     try:
@@ -270,6 +270,15 @@ def _nested(dotted: Mapping[str, object]) -> dict[str, dict[str, object]]:
     return nested
 
 
+def _from_file(path: Path) -> dict[str, Any]:
+    values = read_toml(path)
+    # The settings themselves take [Node] for [node]; then its paths would be meant from elsewhere.
+    for section in values:
+        if section not in SECTIONS:
+            raise UserError(_no_such(_origin(path, {}, section, ""), section, ""))
+    return _anchored(values, path)
+
+
 def _anchored(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Relative paths in a file are meant from where the file lies."""
     home = path.resolve().parent
@@ -288,9 +297,7 @@ def _explain(error: ValidationError, path: Path | None, flags: Mapping[str, Any]
     section, key = (*map(str, first["loc"][:2]), "")[:2]
     where = _origin(path, flags, section, key)
     if first["type"] == "extra_forbidden":
-        known = setting_names() if key else [*SECTIONS, *setting_names()]
-        meant = nearest(f"{section}.{key}" if key else section, known)
-        return f"{where}: there is no such setting; did you mean {meant}?"
+        return _no_such(where, section, key)
     if not key:
         return f"{where}: is a table; write [{section}] and its keys below it"
     problem = first["msg"].removeprefix("Value error, ")
@@ -299,6 +306,12 @@ def _explain(error: ValidationError, path: Path | None, flags: Mapping[str, Any]
     if isinstance(given, str | int | float) and str(given) not in problem:
         problem += f", not {given!r}"
     return f"{where}: {problem} (it is: {SECTIONS[section].model_fields[key].description})"
+
+
+def _no_such(where: str, section: str, key: str) -> str:
+    known = setting_names() if key else [*SECTIONS, *setting_names()]
+    meant = nearest(f"{section}.{key}" if key else section, known)
+    return f"{where}: there is no such setting; did you mean {meant}?"
 
 
 def _origin(path: Path | None, flags: Mapping[str, Any], section: str, key: str) -> str:

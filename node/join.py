@@ -41,8 +41,8 @@ from shoal.node.links import CHANNEL_OPTIONS, Links
 from shoal.node.meters import Meters
 from shoal.node.pieces import PieceDirectory, assemble, write_durably
 from shoal.node.presets import Preset, with_preset
+from shoal.node.strict import strict_stub
 from shoal.proto.mesh_pb2 import JoinRequest
-from shoal.proto.mesh_pb2_grpc import MeshStub
 
 if TYPE_CHECKING:
     from shoal.proto.mesh_pb2_grpc import MeshAsyncStub
@@ -104,7 +104,7 @@ async def join_mesh(
             raise UnreachableError(
                 f"no node answers at {address}; check the address and that the node is running"
             ) from None
-        stub = MeshStub(channel)
+        stub = strict_stub(channel)
         try:
             genesis, parts, anchor = await _fetch_genesis(stub, pinned)
             _require_same_mesh(directory, genesis)
@@ -268,7 +268,7 @@ async def _fetch_newest(
     try:
         return await fetch_checkpoint(
             mesh_id=genesis.mesh_id,
-            holders={each: MeshStub(channel) for each, channel in channels.items()},
+            holders={each: strict_stub(channel) for each, channel in channels.items()},
             certify=certifier.check,
             directory=directory,
             anchor_bytes=4 * genesis.schema.layout.total,

@@ -22,7 +22,9 @@ from shoal.node.errors import PeerError
 from shoal.node.identity import Identity, link_proof_bytes, short, verify
 from shoal.node.lanes import Lanes
 from shoal.node.meters import Meters
+from shoal.node.screen import sound
 from shoal.node.statements import NONCE_BYTES, Boot, eviction, parse_boot
+from shoal.node.strict import strict_stub
 from shoal.node.wire import (
     MESSAGE_BYTES_MAX,
     PROTOCOL_VERSION,
@@ -35,7 +37,6 @@ from shoal.node.wire import (
     make_frame,
     parse_frame,
 )
-from shoal.proto.mesh_pb2_grpc import MeshStub
 
 if TYPE_CHECKING:
     from shoal.proto.mesh_pb2_grpc import MeshAsyncStub
@@ -145,7 +146,7 @@ class Links:
         if channel is None:
             channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
             self._channels[address] = channel
-        return MeshStub(channel)
+        return strict_stub(channel)
 
     def send(self, peer: bytes, message: LinkMessage) -> bool:
         """Queue `message` for `peer`; False where there is no link."""
@@ -312,12 +313,13 @@ class Links:
     async def _read(self, link: _Link) -> None:
         record = self.record(link.peer)
         loop = asyncio.get_running_loop()
-        while isinstance(frame := await link.stream.read(), Frame):
+        while isinstance(read := await link.stream.read(), Frame | PeerError):
             link.heard_at = loop.time()
-            size = frame.ByteSize()
-            record.received_bytes += size
-            self._meters.received_bytes[_kind(frame)] += size
             try:
+                frame = sound(read)
+                size = frame.ByteSize()
+                record.received_bytes += size
+                self._meters.received_bytes[_kind(frame)] += size
                 message = parse_frame(frame)
                 if isinstance(message, Ping):
                     link.lanes.put(Pong(message.stamp))
@@ -358,10 +360,10 @@ def _kind(frame: Frame) -> str:
     return frame.WhichOneof("kind") or ("consensus" if frame.consensus else "unknown")
 
 
-def _expect(kind: type[M], frame: object) -> M:
-    if not isinstance(frame, Frame):
+def _expect(kind: type[M], read: object) -> M:
+    if not isinstance(read, Frame | PeerError):
         raise PeerError("handshake", "the other side closed the stream")
-    message = parse_frame(frame)
+    message = parse_frame(sound(read))
     if not isinstance(message, kind):
         raise PeerError("handshake", f"{type(message).__name__} where {kind.__name__} was due")
     return message

@@ -36,7 +36,9 @@ from shoal.node.config import is_loopback
 from shoal.node.errors import PeerError, UserError
 from shoal.node.links import Links
 from shoal.node.meters import Meters
-from shoal.node.wire import MESSAGE_BYTES_MAX, OPERATION_BYTES_MAX
+from shoal.node.screen import sound
+from shoal.node.strict import StrictServer
+from shoal.node.wire import MESSAGE_BYTES_MAX
 from shoal.proto import inspect_pb2, inspect_pb2_grpc, mesh_pb2, mesh_pb2_grpc
 
 log = structlog.get_logger()
@@ -148,7 +150,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
     ) -> AsyncIterator[mesh_pb2.Chunk]:
         """Stream a delta, a piece of a checkpoint or the genesis."""
         try:
-            want = parse_fetch(request)
+            want = parse_fetch(sound(request))
         except PeerError as error:
             self._refuse(error.reason)
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -193,10 +195,10 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def Join(self, request: mesh_pb2.JoinRequest, context: Any) -> mesh_pb2.JoinReply:
         """Hand a request about membership (Join, Leave, Approve, Evict) to the validators."""
-        if len(request.operation) > OPERATION_BYTES_MAX:
-            reason = "the request is too long"
-        else:
-            reason = await self._backend.submit(request.operation)
+        try:
+            reason = await self._backend.submit(sound(request).operation)
+        except PeerError as error:
+            reason = str(error)
         if reason:
             self._refuse("join-refused")
         return mesh_pb2.JoinReply(accepted=not reason, reason=reason)
@@ -232,7 +234,9 @@ class Server:
 
     def __init__(self, backend: Backend, links: Links, meters: Meters) -> None:
         self._server = grpc.aio.server(
-            options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
+            interceptors=(StrictServer(),),
         )
         self._health = HealthServicer()
         mesh_pb2_grpc.add_MeshServicer_to_server(MeshServicer(backend, links, meters), self._server)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from shoal.node.errors import PeerError
+from shoal.node.screen import Screen
 from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.proto import mesh_pb2
 
@@ -27,7 +28,20 @@ CONSENSUS_FRAME_BYTES_MAX = 2 << 20
 OPERATION_BYTES_MAX = 1 << 19
 SEQUENCE_MAX = 2**62
 
+# A full frame of consensus is the largest; announcements and summaries are far below.
+FRAME_BYTES_MAX = CONSENSUS_FRAME_BYTES_MAX + 16 * CONSENSUS_MESSAGES_MAX
+
 Frame: TypeAlias = mesh_pb2.LinkFrame
+FRAMES = Screen(
+    Frame,
+    Frame.FromString,
+    bytes_max=FRAME_BYTES_MAX,
+    counts={
+        "LinkFrame.consensus": CONSENSUS_MESSAGES_MAX,
+        "Announce.deltas": ANNOUNCED_MAX,
+        "Summary.members": MEMBERS_MAX,
+    },
+)
 # (member, sequence, delta id); an empty id in a request takes whatever stands there.
 Reference: TypeAlias = tuple[bytes, int, bytes]
 # member -> (contiguous up to, bitmap of what is held beyond)

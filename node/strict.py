@@ -1,0 +1,75 @@
+"""Where bytes become messages, on both sides of gRPC: every message of a peer is screened first.
+
+gRPC deserialises before anybody else sees a message, so the screens of wire.py and bulk_wire.py
+take the place of its deserialisers: in the server by an interceptor, in the clients by a channel.
+A message that is refused arrives as the PeerError that says why; `sound` raises it.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+
+from shoal.node.bulk_wire import CHUNKS, FETCHES, JOINS
+from shoal.node.wire import FRAMES
+from shoal.proto.mesh_pb2_grpc import MeshStub
+
+if TYPE_CHECKING:
+    from shoal.proto.mesh_pb2_grpc import MeshAsyncStub
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_LINK, _FETCH, _JOIN = (f"/shoal.v1.Mesh/{name}" for name in ("Link", "Fetch", "Join"))
+
+
+class StrictServer(grpc.aio.ServerInterceptor):
+    """Screens what the methods of Mesh are sent."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Give the method's handler with another deserialiser."""
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method if handler is not None else ""
+        if method == _LINK:
+            return grpc.stream_stream_rpc_method_handler(
+                handler.stream_stream, FRAMES.receive, handler.response_serializer
+            )
+        if method == _FETCH:
+            return grpc.unary_stream_rpc_method_handler(
+                handler.unary_stream, FETCHES.receive, handler.response_serializer
+            )
+        if method == _JOIN:
+            return grpc.unary_unary_rpc_method_handler(
+                handler.unary_unary, JOINS.receive, handler.response_serializer
+            )
+        other: Handler | None = handler
+        return other
+
+
+class _StrictChannel:
+    """A channel whose streams of Mesh are screened; what the generated stub asks of one."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self.unary_unary = channel.unary_unary
+
+    def stream_stream(self, method: str, **how: Any) -> object:
+        assert method == _LINK, "a new streaming method needs a screen"
+        return self._channel.stream_stream(
+            method, **{**how, "response_deserializer": FRAMES.receive}
+        )
+
+    def unary_stream(self, method: str, **how: Any) -> object:
+        assert method == _FETCH, "a new streaming method needs a screen"
+        return self._channel.unary_stream(
+            method, **{**how, "response_deserializer": CHUNKS.receive}
+        )
+
+
+def strict_stub(channel: grpc.aio.Channel) -> "MeshAsyncStub":
+    """A client of Mesh that believes no answer before it is screened."""
+    strict: Any = _StrictChannel(channel)
+    stub: MeshAsyncStub = MeshStub(strict)
+    return stub
