@@ -24,6 +24,8 @@ MAX_EPOCH_PARAMETERS_BYTES = 4096
 MAX_EPOCHS = 65_536
 # A link of 31 validators and full parameters is about 7 KiB.
 MAX_LINK_BYTES = 8192
+# Its length, and a record and a certificate of one validator.
+MIN_LINK_BYTES = 4 + 117 + 32 + 61 + 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +207,7 @@ def split_links(data: bytes) -> tuple[bytes, ...]:
     """The links in a list of them: their number and each length in four bytes (epochs.bin)."""
     reader = Reader(data)
     count = reader.u32()
-    if count > MAX_EPOCHS:
+    if count > min(MAX_EPOCHS, len(data) // MIN_LINK_BYTES):
         raise ConsensusError("too-many", f"{count} epochs")
     links = tuple(reader.blob(MAX_LINK_BYTES) for _ in range(count))
     reader.end()

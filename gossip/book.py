@@ -209,7 +209,12 @@ class DeltaBook:
     def missing(self, summary: Summary) -> list[DeltaKey]:
         """What a peer with this summary holds and this book wants, at most 4096 numbers."""
         wanted: list[DeltaKey] = []
+        # A summary may name a thousand strangers with a thousand numbers each: no number of theirs
+        # is looked at.
+        known = frozenset[bytes]().union(*(epoch.members for epoch in self.settled.epochs))
         for member, (base, bitmap) in sorted(summary.items()):
+            if member not in known:
+                continue
             bits = int.from_bytes(bitmap[:BITMAP_BYTES], "little")
             while bits and len(wanted) < MISSING_MAX:
                 lowest = bits & -bits

@@ -26,7 +26,10 @@ from shoal.node.errors import DamagedError, PeerError
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
 FORMAT = 1
-DOCUMENT_BYTES_MAX = 4 * 1024 * 1024
+# 2048 tensors with the longest names are 0.7 MiB. JSON takes forty times its length in memory.
+DOCUMENT_BYTES_MAX = 1024 * 1024
+# Lists and objects in it: a tensor has one of each. A million empty ones are slow to make.
+DOCUMENT_PARTS_MAX = 16_384
 TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024
 TOKENIZER_FILES_MAX = 16
 VALIDATORS_MAX = 31
@@ -198,6 +201,8 @@ def parse_document(document: bytes) -> Genesis:
     """Check a genesis document from anywhere; raises PeerError that says what is wrong with it."""
     if len(document) > DOCUMENT_BYTES_MAX:
         raise PeerError("genesis-size", f"{len(document)} bytes")
+    if document.count(b"{") + document.count(b"[") > DOCUMENT_PARTS_MAX:
+        raise PeerError("genesis-size", "too many lists and objects")
     try:
         content = json.loads(document)
         if content["format"] != FORMAT:

@@ -5,26 +5,46 @@ Every call has a deadline, and what goes wrong becomes one line that says what t
 
 import math
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shoal.node.config import split_address
-from shoal.node.errors import UnreachableError, UserError
+from shoal.node.errors import PeerError, UnreachableError, UserError
+from shoal.node.screen import Screen, sound
+from shoal.node.strict_channel import StrictChannel
 from shoal.proto import inspect_pb2, inspect_pb2_grpc
+
+if TYPE_CHECKING:
+    from shoal.proto.inspect_pb2_grpc import InspectAsyncStub
 
 StatusReply = inspect_pb2.StatusReply
 CheckpointReply = inspect_pb2.Checkpoint
 PeerReply = inspect_pb2.Peer
 
 DEADLINE_S = 5.0
+STATUS_BYTES_MAX = 4 << 20
+# A joiner asks nodes that nobody vouches for. Reasons and kinds are words of ours, a few dozen.
+STATUSES = Screen(
+    StatusReply,
+    StatusReply.FromString,
+    bytes_max=STATUS_BYTES_MAX,
+    counts={
+        "StatusReply.checkpoints": 64,
+        "StatusReply.peers": 1024,
+        "StatusReply.rejected": 1024,
+        "StatusReply.sent_bytes": 64,
+        "StatusReply.received_bytes": 64,
+    },
+    unknown_max=64,
+)
 
 # A proxy from the environment must not stand between two nodes, and a reply is small.
 _CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_receive_message_length", STATUS_BYTES_MAX),
 ]
 
 
@@ -37,6 +57,13 @@ def open_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
+def _stub(channel: grpc.aio.Channel) -> "InspectAsyncStub":
+    screens = {f"/shoal.v1.Inspect/{name}": STATUSES for name in ("Status", "Watch")}
+    strict: Any = StrictChannel(channel, screens)
+    stub: InspectAsyncStub = inspect_pb2_grpc.InspectStub(strict)
+    return stub
+
+
 async def fetch_status(address: str, *, deadline_s: float = DEADLINE_S) -> StatusReply:
     """The node's state now; raises UnreachableError."""
     async with open_channel(address) as channel:
@@ -47,11 +74,13 @@ async def ask_status(
     channel: grpc.aio.Channel, address: str, *, deadline_s: float = DEADLINE_S
 ) -> StatusReply:
     """The same over a channel that the caller keeps open."""
-    stub = inspect_pb2_grpc.InspectStub(channel)
     try:
-        return await stub.Status(inspect_pb2.StatusRequest(), timeout=deadline_s)
+        reply = await _stub(channel).Status(inspect_pb2.StatusRequest(), timeout=deadline_s)
+        return sound(reply)
     except grpc.aio.AioRpcError as error:
         raise explain_failure(address, error, deadline_s) from None
+    except PeerError as error:
+        raise UnreachableError(f"what {address} answers is no node's status: {error}") from None
 
 
 async def watch_status(address: str, *, interval_ms: int = 1000) -> AsyncIterator[StatusReply]:
@@ -59,12 +88,14 @@ async def watch_status(address: str, *, interval_ms: int = 1000) -> AsyncIterato
     async with open_channel(address) as channel:
         # The stream itself has no deadline, so the first question is asked with one.
         yield await ask_status(channel, address)
-        stub = inspect_pb2_grpc.InspectStub(channel)
+        request = inspect_pb2.WatchRequest(interval_ms=interval_ms)
         try:
-            async for reply in stub.Watch(inspect_pb2.WatchRequest(interval_ms=interval_ms)):
-                yield reply
+            async for reply in _stub(channel).Watch(request):
+                yield sound(reply)
         except grpc.aio.AioRpcError as error:
             raise explain_failure(address, error, DEADLINE_S) from None
+        except PeerError as error:
+            raise UnreachableError(f"what {address} answers is no node's status: {error}") from None
     raise UnreachableError(f"the node at {address} has ended the stream; it is stopping")
 
 

@@ -50,14 +50,18 @@ class _Rule:
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """A message type and what may follow each tag. No message of the schema contains its own kind,
-    so how deep it goes is bounded by the schema."""
+    so how deep it goes is bounded by the schema.
+
+    unknown_max: so many fields that the schema does not have may stand in it.
+    """
 
     name: str
+    unknown_max: int
     rules: dict[int, _Rule] = field(default_factory=dict)
 
 
-def _shape_of(descriptor: Descriptor, counts: Mapping[str, int]) -> _Shape:
-    shape = _Shape(descriptor.name)
+def _shape_of(descriptor: Descriptor, counts: Mapping[str, int], unknown_max: int) -> _Shape:
+    shape = _Shape(descriptor.name, unknown_max)
     for one in descriptor.fields:
         wire_type = _WIRE_TYPES[one.type]
         limit = counts[f"{descriptor.name}.{one.name}"] if one.is_repeated else 1
@@ -65,7 +69,7 @@ def _shape_of(descriptor: Descriptor, counts: Mapping[str, int]) -> _Shape:
         slot = one.number if oneof is None else oneof.fields[0].number
         inside = None
         if one.message_type is not None:
-            inside = _shape_of(one.message_type, counts)
+            inside = _shape_of(one.message_type, counts, unknown_max)
         shape.rules[one.number << 3 | wire_type] = _Rule(slot, limit, wire_type, inside)
     return shape
 
@@ -80,15 +84,17 @@ class Screen(Generic[M]):
         *,
         bytes_max: int,
         counts: Mapping[str, int] | None = None,
+        unknown_max: int = 0,
     ) -> None:
         """counts: how often each repeated field may stand in its message, as "Message.field".
 
-        A repeated field that is not named there is a mistake of ours: KeyError.
+        unknown_max: more than 0 only where a newer node may answer an older command. A repeated
+        field that is not named is a mistake of ours: KeyError.
         """
         self.bytes_max = bytes_max
         self._parse = parse
         descriptor: Any = kind.DESCRIPTOR
-        self._shape = _shape_of(descriptor, counts or {})
+        self._shape = _shape_of(descriptor, counts or {}, unknown_max)
 
     def read(self, data: bytes) -> M:
         """The message that these bytes are; raises PeerError."""
@@ -126,7 +132,9 @@ def _walk(data: bytes, at: int, end: int, shape: _Shape) -> None:
             tag, at = _varint(data, at - 1, end)
         rule = rules.get(tag)
         if rule is None:
-            raise PeerError("unknown-field", f"field {tag >> 3} of {shape.name}")
+            if tag & 7 not in (_VARINT, _FIXED64, _LENGTH) or not shape.unknown_max:
+                raise PeerError("unknown-field", f"field {tag >> 3} of {shape.name}")
+            rule = _Rule(0, shape.unknown_max, tag & 7, None)
         count = seen[rule.slot] = seen.get(rule.slot, 0) + 1
         if count > rule.limit:
             raise PeerError("too-many-fields", f"field {tag >> 3} of {shape.name}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from shoal.node.bulk_wire import CHUNKS, FETCHES, JOINS
+from shoal.node.strict_channel import StrictChannel
 from shoal.node.wire import FRAMES
 from shoal.proto.mesh_pb2_grpc import MeshStub
 
@@ -48,28 +49,8 @@ class StrictServer(grpc.aio.ServerInterceptor):
         return other
 
 
-class _StrictChannel:
-    """A channel whose streams of Mesh are screened; what the generated stub asks of one."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
-        self.unary_unary = channel.unary_unary
-
-    def stream_stream(self, method: str, **how: Any) -> object:
-        assert method == _LINK, "a new streaming method needs a screen"
-        return self._channel.stream_stream(
-            method, **{**how, "response_deserializer": FRAMES.receive}
-        )
-
-    def unary_stream(self, method: str, **how: Any) -> object:
-        assert method == _FETCH, "a new streaming method needs a screen"
-        return self._channel.unary_stream(
-            method, **{**how, "response_deserializer": CHUNKS.receive}
-        )
-
-
 def strict_stub(channel: grpc.aio.Channel) -> "MeshAsyncStub":
     """A client of Mesh that believes no answer before it is screened."""
-    strict: Any = _StrictChannel(channel)
+    strict: Any = StrictChannel(channel, {_LINK: FRAMES, _FETCH: CHUNKS})
     stub: MeshAsyncStub = MeshStub(strict)
     return stub

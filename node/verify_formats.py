@@ -24,7 +24,8 @@ from shoal.node.verify_parameters import Parameters, first_parameters
 COMMIT, STABLE, ATTEST = 3, 4, 5
 VALIDATORS_MAX = 31
 MIB = 1 << 20
-GENESIS_BYTES_MAX = 4 * MIB
+GENESIS_BYTES_MAX = MIB
+GENESIS_PARTS_MAX = 16_384
 OPERATION_BYTES_MAX = 384 * 1024
 CERTIFICATE_BYTES_MAX = 4096
 EPOCHS_BYTES_MAX = 64 * MIB
@@ -316,6 +317,8 @@ def mesh_id_of(document: bytes) -> bytes:
 
 def parse_genesis(document: bytes) -> Genesis:
     """What a genesis document says; raises Refused."""
+    if document.count(b"{") + document.count(b"[") > GENESIS_PARTS_MAX:
+        raise Refused("malformed-genesis", "genesis.json has too many lists and objects")
     try:
         content = json.loads(document)
         keys = sorted(bytes.fromhex(founder["id"]) for founder in content["founders"])

@@ -449,7 +449,7 @@ class GenesisHeader(_message.Message):
     ANCHOR_BYTES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     document: _builtins.bytes
-    """genesis.json, verbatim; its hash is the mesh id"""
+    """genesis.json, verbatim, at most 1 MiB; its hash is the mesh id"""
     anchor_bytes: _builtins.int
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedFile]:

@@ -13,6 +13,10 @@ from shoal.training.errors import TrainingError
 from shoal.training.model import FlatModel
 
 SAFETENSORS = ".safetensors"
+# 2048 tensors with the longest names are half of it. The library takes 100 MB, and then seconds for
+# two hundred thousand empty tensors.
+HEADER_BYTES_MAX = 1 << 20
+TENSORS_MAX = 4096
 
 
 def read_weights(path: Path, model: FlatModel) -> torch.Tensor:
@@ -51,6 +55,14 @@ def _read_safetensors(path: Path, model: FlatModel) -> torch.Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = file.read(min(header_bytes, HEADER_BYTES_MAX))
+    if header_bytes > HEADER_BYTES_MAX:
+        raise TrainingError(f"{path}: not a safetensors file: a header of {header_bytes} bytes")
+    # Every tensor is an object of its own, whatever else it says.
+    if header.count(b"{") > TENSORS_MAX:
+        raise TrainingError(f"{path}: more than {TENSORS_MAX} tensors")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
