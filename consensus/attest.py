@@ -66,6 +66,9 @@ class AttestorConfig:
 class Attestor:
     """One validator's part in certifying candidates, for one height at a time."""
 
+    # Why the event of the last step was refused; None where it was not.
+    refusal: str | None = None
+
     def __init__(
         self,
         config: AttestorConfig,
@@ -118,10 +121,12 @@ class Attestor:
     def step(self, now_ms: int, event: AttestorEvent) -> list[Effect]:
         """Carry the effects out in order: a Persist must be durable before the next one starts."""
         self._now_ms = now_ms
+        self.refusal = None
         try:
             self._dispatch(event)
         except ConsensusError as error:
             self.refused[error.reason] += 1
+            self.refusal = error.reason
         return self._outbox.drain()
 
     def _candidate_row(self, name: object) -> str:

@@ -77,6 +77,9 @@ class Inspection:
 class Replica:
     """One node's PBFT state machine; a node that is no validator observes and never votes."""
 
+    # Why the event of the last step was refused; None where it was not.
+    refusal: str | None = None
+
     def __init__(self, config: Config, genesis: Ledger, *, sign: Sign, verify: Verify) -> None:
         """A replica that has never run. With rows of an earlier run, use `restore`."""
         self._core = build_core(config, genesis, sign, verify, {})
@@ -100,10 +103,12 @@ class Replica:
         """Carry the effects out in order: a Persist must be durable before the next one starts."""
         core = self._core
         core.now_ms = now_ms
+        self.refusal = None
         try:
             self._dispatch(event)
         except ConsensusError as error:
             core.refused[error.reason] += 1
+            self.refusal = error.reason
         self._settle()
         return core.outbox.drain()
 

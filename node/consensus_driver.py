@@ -145,11 +145,11 @@ class ConsensusDriver:
         """Work until cancelled. An exception from here is our fault and ends the node."""
         clock = asyncio.get_running_loop().time
         while True:
-            steps = [_step(clock, *await self._inbox.get())]
+            steps = [self._step(clock, *await self._inbox.get())]
             # Group commit: what came meanwhile shares one transaction, and only then is anything
             # sent. A decision ends the group, so that the rows never run ahead of `applied`.
             while len(steps) < GROUP_MAX and not self._inbox.empty() and not _decides(steps[-1][1]):
-                steps.append(_step(clock, *self._inbox.get_nowait()))
+                steps.append(self._step(clock, *self._inbox.get_nowait()))
             rows: dict[str, bytes | None] = {}
             for _, effects in steps:
                 for effect in effects:
@@ -160,6 +160,15 @@ class ConsensusDriver:
             for machine, effects in steps:
                 for effect in effects:
                     await self._carry_out(machine, effect)
+
+    def _step(
+        self, clock: Callable[[], float], machine: Machine, event: Event | AttestorEvent
+    ) -> tuple[Machine, list[Effect]]:
+        # The two event types overlap; each machine is only ever given its own.
+        effects = machine.step(int(clock() * 1000), event)  # type: ignore[arg-type]
+        if machine.refusal is not None and isinstance(event, Received):
+            self._links.blame(event.sender, machine.refusal)
+        return machine, effects
 
     async def _carry_out(self, machine: Machine, effect: Effect) -> None:
         match effect:
@@ -259,13 +268,6 @@ class ConsensusDriver:
             # Links are closed after this, so something may still be heard.
             self._capture.close()
             self._capture = None
-
-
-def _step(
-    clock: Callable[[], float], machine: Machine, event: Event | AttestorEvent
-) -> tuple[Machine, list[Effect]]:
-    # The two event types overlap; each machine is only ever given its own.
-    return machine, machine.step(int(clock() * 1000), event)  # type: ignore[arg-type]
 
 
 def _decides(effects: list[Effect]) -> bool:

@@ -169,6 +169,9 @@ class GossipDriver:
                 self._step(Refused(item.key))
             else:
                 log.warning("delta.refused", peer=short(peer), why=str(error))
+                if not isinstance(error, FrameError):
+                    # A relay may pass on a frame that it could not decode itself.
+                    self._links.blame(peer, error.reason)
                 self._step(FetchFailed(peer, item.key))
 
     async def _download(self, peer: bytes, item: DeltaReference) -> Delta:

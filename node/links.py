@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc
 import structlog
 
+from shoal.node.conduct import Conduct
 from shoal.node.errors import PeerError
 from shoal.node.identity import Identity, link_proof_bytes, short, verify
 from shoal.node.lanes import Lanes
@@ -50,7 +51,8 @@ PING_INTERVAL_S = 2.0
 SILENCE_MAX_S = 12.0
 BACKOFF_S = (0.1, 5.0)
 POLITE_DELAY_S = 1.0
-STRIKES_MAX = 8
+# Of one peer; two are normal where both have dialled.
+LINKS_MAX = 4
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -92,7 +94,6 @@ class _Link:
     stream: Stream
     lanes: Lanes = field(default_factory=Lanes)
     heard_at: float = 0.0
-    strikes: int = 0
 
 
 class Links:
@@ -127,6 +128,7 @@ class Links:
         # The newest boot that each peer has shown us, with its signed statement.
         self._boots: dict[bytes, tuple[Boot, bytes]] = {}
         self._links: dict[bytes, list[_Link]] = {}
+        self._conduct = Conduct()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._dialers: dict[str, asyncio.Task[None]] = {}
         self.peers: dict[bytes, PeerRecord] = {}
@@ -223,9 +225,20 @@ class Links:
                 log.info("link.failed", peer=short(peer), why=why)
             record.last_error = why
 
-    async def serve(self, stream: Stream) -> None:
-        """Hold a link that a neighbour dialled, until it ends; raises PeerError to refuse it."""
+    def blame(self, peer: bytes, reason: str) -> None:
+        """A neighbour sent what was refused for this reason; too much of it ends its links."""
+        if self._conduct.strike(peer, reason, asyncio.get_running_loop().time()):
+            log.warning("peer.cut-off", peer=short(peer), why=reason)
+
+    async def serve(self, stream: Stream, proved: Callable[[], None] = lambda: None) -> None:
+        """Hold a link that a neighbour dialled, until it ends; raises PeerError to refuse it.
+
+        proved: called once it is known who that is.
+        """
         peer = await self._handshake(stream, None)
+        if len(self._links.get(peer, ())) >= LINKS_MAX:
+            raise PeerError("too-many-links", short(peer))
+        proved()
         await self._hold(_Link(peer, stream))
 
     async def _handshake(self, stream: Stream, expected: bytes | None) -> bytes:
@@ -245,6 +258,7 @@ class Links:
                 raise PeerError("wrong-identity", f"{short(theirs.node_id)} answers there")
             if not self._is_member(theirs.node_id):
                 raise PeerError("not-a-member", short(theirs.node_id))
+            self._conduct.require_welcome(theirs.node_id, asyncio.get_running_loop().time())
             signed = link_proof_bytes(
                 self._mesh_id, self._identity.node_id, theirs.node_id, theirs.nonce
             )
@@ -321,6 +335,7 @@ class Links:
                 record.received_bytes += size
                 self._meters.received_bytes[_kind(frame)] += size
                 message = parse_frame(frame)
+                wait_s = self._conduct.spend(link.peer, message, size, link.heard_at)
                 if isinstance(message, Ping):
                     link.lanes.put(Pong(message.stamp))
                 elif isinstance(message, Pong):
@@ -329,9 +344,11 @@ class Links:
                     self._on_message(link.peer, message)
             except PeerError as error:
                 self._meters.rejected[error.reason] += 1
-                link.strikes += 1
-                if link.strikes >= STRIKES_MAX:
-                    raise
+                self.blame(link.peer, error.reason)
+                self._conduct.require_welcome(link.peer, link.heard_at)
+            else:
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
 
     async def _write(self, link: _Link) -> None:
         record = self.record(link.peer)

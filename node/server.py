@@ -5,6 +5,7 @@ One port serves Mesh, Inspect, the standard health service and reflection.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from shoal.node.admission import Admission
 from shoal.node.bulk import chunks
 from shoal.node.bulk_wire import (
     DATA_BYTES_MAX,
@@ -46,6 +48,9 @@ T = TypeVar("T")
 
 # Bounds on what strangers can hold open at once; members need one link and a few transfers each.
 CONCURRENT_CALLS_MAX = 512
+CONNECTIONS_MAX = 1024
+# A slower reader than one chunk in so long is none.
+READ_MAX_S = 30.0
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -55,6 +60,10 @@ SERVER_OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Who connects and says nothing, or not enough, is disconnected; so is who has no call open.
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
 )
 WATCH_INTERVAL_MS_MIN = 100
 
@@ -130,30 +139,41 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         self._backend = backend
         self._links = links
         self._meters = meters
+        self._admission = Admission()
 
     async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         """Hold a link that a neighbour dialled."""
+        handshake = ExitStack()
         try:
-            await self._links.serve(context)
+            await self._admit(handshake, "handshake", context)
+            await self._links.serve(context, handshake.close)
         except PeerError as error:
-            self._refuse(error.reason)
-            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            await self._turn_away(context, error, grpc.StatusCode.FAILED_PRECONDITION)
         except TimeoutError:
             self._refuse("handshake-timeout")
             await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no handshake in time")
         except grpc.aio.UsageError:
             # The other side hung up while a frame was being written.
             return
+        finally:
+            handshake.close()
 
     async def Fetch(
         self, request: mesh_pb2.FetchRequest, context: Any
     ) -> AsyncIterator[mesh_pb2.Chunk]:
         """Stream a delta, a piece of a checkpoint or the genesis."""
-        try:
-            want = parse_fetch(sound(request))
-        except PeerError as error:
-            self._refuse(error.reason)
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        with ExitStack() as call:
+            try:
+                await self._admit(call, "fetch", context)
+                want = parse_fetch(sound(request))
+            except PeerError as error:
+                await self._turn_away(context, error, grpc.StatusCode.INVALID_ARGUMENT)
+            async for chunk in self._fetch(want, request, context):
+                yield chunk
+
+    async def _fetch(
+        self, want: Want, request: mesh_pb2.FetchRequest, context: Any
+    ) -> AsyncIterator[mesh_pb2.Chunk]:
         if not isinstance(want, WantGenesis) and request.mesh_id != self._backend.mesh_id:
             self._refuse("wrong-mesh")
             await _abort(
@@ -161,10 +181,17 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"wrong mesh: this node is of mesh {self._backend.mesh_id.hex()[:16]}",
             )
+        loop, this_call = asyncio.get_running_loop(), asyncio.current_task()
+        assert this_call is not None, "a servicer runs in a task"
         try:
             async for chunk in self._answer(want):
                 self._meters.sent_bytes["bulk"] += len(chunk.data)
-                yield chunk
+                # Nothing else ends a call whose other side reads no more and stays.
+                stalled = loop.call_later(READ_MAX_S, this_call.cancel)
+                try:
+                    yield chunk
+                finally:
+                    stalled.cancel()
         except _NotHereError:
             await _abort(context, grpc.StatusCode.NOT_FOUND, "this node does not hold it")
 
@@ -196,12 +223,24 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
     async def Join(self, request: mesh_pb2.JoinRequest, context: Any) -> mesh_pb2.JoinReply:
         """Hand a request about membership (Join, Leave, Approve, Evict) to the validators."""
         try:
-            reason = await self._backend.submit(sound(request).operation)
+            with ExitStack() as call:
+                await self._admit(call, "join", context)
+                reason = await self._backend.submit(sound(request).operation)
         except PeerError as error:
             reason = str(error)
         if reason:
             self._refuse("join-refused")
         return mesh_pb2.JoinReply(accepted=not reason, reason=reason)
+
+    async def _admit(self, call: ExitStack, kind: str, context: Any) -> None:
+        """Count the call until `call` is closed; raises PeerError where there are too many."""
+        now = asyncio.get_running_loop().time()
+        await asyncio.sleep(call.enter_context(self._admission.call(kind, context.peer(), now)))
+
+    async def _turn_away(self, context: Any, error: PeerError, code: grpc.StatusCode) -> NoReturn:
+        self._refuse(error.reason)
+        busy = error.reason == "busy"
+        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED if busy else code, str(error))
 
     def _refuse(self, reason: str) -> None:
         self._meters.rejected[reason] += 1

@@ -27,6 +27,8 @@ class Diary:
         self.steps = iter(steps)
         self.lines: list[str] = []
 
+    refusal = None
+
     def step(self, now_ms: int, event: Received) -> list[Effect]:
         self.lines.append(f"step {event.data.decode()}")
         return next(self.steps)
