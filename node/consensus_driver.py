@@ -7,6 +7,7 @@ comes back as an event. In a member that is no validator both only follow.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -55,6 +56,8 @@ from shoal.node.wire import ConsensusMessages
 log = structlog.get_logger()
 
 INBOX_MAX = 20_000
+# Of one sender: whoever floods fills its own share of the inbox.
+INBOX_BYTES_MAX = 8 << 20
 EVIDENCE_MAX = 64
 # Steps that share a transaction, at most.
 GROUP_MAX = 64
@@ -101,6 +104,8 @@ class ConsensusDriver:
         self._duties = duties
         self._capture = capture
         self._inbox: asyncio.Queue[tuple[Machine, Event | AttestorEvent]] = asyncio.Queue(INBOX_MAX)
+        # Bytes in the inbox, by whose they are.
+        self._waiting: Counter[bytes] = Counter()
         self._timers: dict[tuple[Machine, str], asyncio.TimerHandle] = {}
         self._jobs: set[asyncio.Task[None]] = set()
 
@@ -112,8 +117,12 @@ class ConsensusDriver:
     def received(self, peer: bytes, data: bytes) -> None:
         """A neighbour sent a consensus message."""
         self._note(Direction.RECEIVED, peer, data)
+        if self._waiting[peer] + len(data) > INBOX_BYTES_MAX:
+            self._meters.rejected["inbox-full"] += 1
+            return
         machine = self.attestor if is_attestation(data) else self.replica
-        self._put(machine, Received(peer, data))
+        if self._put(machine, Received(peer, data)):
+            self._waiting[peer] += len(data)
 
     def linked(self, peer: bytes) -> None:
         """A link to this neighbour is up."""
@@ -134,12 +143,14 @@ class ConsensusDriver:
             counts[reason] = counts.get(reason, 0) + count
         return counts
 
-    def _put(self, machine: Machine, event: Event | AttestorEvent) -> None:
+    def _put(self, machine: Machine, event: Event | AttestorEvent) -> bool:
         try:
             self._inbox.put_nowait((machine, event))
         except asyncio.QueueFull:
             # Every message is sent again until it is answered, so a full queue loses time only.
             self._meters.rejected["inbox-full"] += 1
+            return False
+        return True
 
     async def run(self) -> None:
         """Work until cancelled. An exception from here is our fault and ends the node."""
@@ -164,6 +175,8 @@ class ConsensusDriver:
     def _step(
         self, clock: Callable[[], float], machine: Machine, event: Event | AttestorEvent
     ) -> tuple[Machine, list[Effect]]:
+        if isinstance(event, Received):
+            self._waiting[event.sender] -= len(event.data)
         # The two event types overlap; each machine is only ever given its own.
         effects = machine.step(int(clock() * 1000), event)  # type: ignore[arg-type]
         if machine.refusal is not None and isinstance(event, Received):

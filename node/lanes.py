@@ -22,6 +22,8 @@ from shoal.node.wire import (
 
 PINGS_QUEUED_MAX = 16
 CONSENSUS_QUEUED_MAX = 4096
+# One that does not read at all costs this much and no more; any message fits.
+CONSENSUS_QUEUED_BYTES_MAX = 16 << 20
 GOSSIP_QUEUED_MAX = 1024
 
 
@@ -30,7 +32,8 @@ class Lanes:
 
     def __init__(self) -> None:
         self._pings: deque[Frame] = deque(maxlen=PINGS_QUEUED_MAX)
-        self._consensus: deque[bytes] = deque(maxlen=CONSENSUS_QUEUED_MAX)
+        self._consensus: deque[bytes] = deque()
+        self._consensus_bytes = 0
         self._gossip: deque[Frame] = deque(maxlen=GOSSIP_QUEUED_MAX)
         self._wake = asyncio.Event()
 
@@ -38,12 +41,21 @@ class Lanes:
         """Queue a message in its lane; where that is full, its oldest one goes."""
         match message:
             case ConsensusMessages(messages):
-                self._consensus.extend(messages)
+                self._put_consensus(messages)
             case Ping() | Pong():
                 self._pings.append(make_frame(message))
             case _:
                 self._gossip.append(make_frame(message))
         self._wake.set()
+
+    def _put_consensus(self, messages: tuple[bytes, ...]) -> None:
+        self._consensus.extend(messages)
+        self._consensus_bytes += sum(map(len, messages))
+        while (
+            len(self._consensus) > CONSENSUS_QUEUED_MAX
+            or self._consensus_bytes > CONSENSUS_QUEUED_BYTES_MAX
+        ):
+            self._consensus_bytes -= len(self._consensus.popleft())
 
     async def take(self) -> Frame:
         """Return what goes next; waits while nothing does."""
@@ -68,4 +80,5 @@ class Lanes:
             if size > CONSENSUS_FRAME_BYTES_MAX:
                 break
             batch.append(self._consensus.popleft())
+        self._consensus_bytes -= sum(map(len, batch))
         return tuple(batch)

@@ -10,7 +10,7 @@ from shoal.consensus.ledger import Executed
 from shoal.consensus.records import Null
 from shoal.consensus.validators import Validators
 from shoal.consensus.votes import VoteKind
-from shoal.node.consensus_driver import ConsensusDriver, Duties
+from shoal.node.consensus_driver import INBOX_BYTES_MAX, ConsensusDriver, Duties
 from shoal.node.meters import Meters
 
 PROOF = Certificate(VoteKind.COMMIT, 0, 0, 1, bytes(32), (0,), (bytes(64),))
@@ -91,3 +91,27 @@ def test_a_decision_is_dealt_with_before_the_next_step() -> None:
             [Persist((("b", b"1"),)), Broadcast(b"B")],
         ]
     ) == ["step 0", "begin a", "durable", "decided 1", "step 1", "begin b", "durable", "say B"]
+
+
+def test_one_sender_fills_its_own_share_of_the_inbox_and_no_more() -> None:
+    diary: Any = Diary([])
+    meters = Meters()
+
+    async def story() -> None:
+        driver = ConsensusDriver(
+            replica=diary,
+            attestor=diary,
+            database=diary,
+            links=diary,
+            meters=meters,
+            me=b"",
+            duties=Duties(diary.decided, diary.decided, diary.decided, diary.decided),
+        )
+        for _ in range(100):
+            driver.received(b"flooder", bytes(1 << 20))
+        driver.received(b"honest", b"a vote")
+        held = INBOX_BYTES_MAX >> 20
+        assert meters.rejected["inbox-full"] == 100 - held
+        assert driver._inbox.qsize() == held + 1
+
+    asyncio.run(story())
