@@ -1,4 +1,4 @@
-"""docs/limits.md says what the code does: every value in it, and every limit in the code is in it."""
+"""docs/limits.md says what the code does: each value there, and each limit of the code there."""
 
 import ast
 import importlib
