@@ -5,13 +5,15 @@ Every call has a deadline, and what goes wrong becomes one line that says what t
 
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shoal.node.config import split_address
+from shoal.node.addresses import split_address
+from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
 from shoal.proto import inspect_pb2, inspect_pb2_grpc
 
@@ -29,7 +31,12 @@ _CHANNEL_OPTIONS = [
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to host:port; raises UserError when that is not an address."""
+    """A channel to where a node can be inspected: host:port, or the node's directory.
+
+    Raises UserError when it is neither.
+    """
+    if Path(address).is_dir():
+        address = load_settings(Path(address)).node.inspect_listen
     try:
         split_address(address)
     except ValueError as error:
@@ -90,7 +97,7 @@ def explain_failure(
     if code is grpc.StatusCode.UNAVAILABLE:
         return UnreachableError(
             f"no node answers at {address}; start one with `shoal run DIR`, "
-            "or give the address that it printed when it started"
+            "or give its directory or the inspect address that it printed when it started"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(

@@ -29,6 +29,7 @@ PROTO_USERS = {
     "node/bulk.py",
     "node/bulk_wire.py",
     "node/links.py",
+    "node/channels.py",
     "node/status.py",
     "node/join.py",
     "node/operator.py",
