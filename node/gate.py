@@ -8,7 +8,7 @@ certificate: nothing is done for each message of a stream.
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from shoal.node.trust import Trust
 log = structlog.get_logger()
 
 TLS_VERSION = b"TLSv1.3"
+LAST_MESSAGE_S = 30.0
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -76,15 +77,33 @@ class Gate(grpc.aio.ServerInterceptor):
             except PeerError as error:
                 await self._turn_away(context, error)
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Any) -> None:
             try:
                 with self._during(context):
                     async for each in behaviour(request, context):
-                        yield each
+                        await self._write(context, each)
             except PeerError as error:
                 await self._turn_away(context, error)
 
         return stream if inspect.isasyncgenfunction(behaviour) else answer
+
+    async def _write(self, context: Any, message: Any) -> None:
+        """Send one message of a stream; whoever is put out meanwhile gets this one still.
+
+        A call can be ended only when nothing is being sent on it, and a caller that does not read
+        keeps a message from being sent.
+        """
+        task, writing = asyncio.current_task(), asyncio.ensure_future(context.write(message))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            if task in self._out:
+                await asyncio.wait((writing,), timeout=LAST_MESSAGE_S)
+            if not writing.done():
+                # It is left to the end of the connection, without another word.
+                self._out.discard(task)
+                writing.cancel()
+            raise
 
     @contextmanager
     def _during(self, context: Any) -> Iterator[None]:

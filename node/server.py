@@ -262,7 +262,7 @@ class Server:
 
     def __init__(self, backend: Backend, links: Links, meters: Meters) -> None:
         self._trust = links.trust
-        gate = Gate(links.trust, meters)
+        self.gate = gate = Gate(links.trust, meters)
         self._members = grpc.aio.server(
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,

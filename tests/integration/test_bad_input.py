@@ -151,6 +151,9 @@ def test_an_unknown_model(tmp_path: Path) -> None:
 
 def test_joining_where_nobody_is_and_the_wrong_mesh(founded: Path, tmp_path: Path) -> None:
     code, line = shoal("join", "127.0.0.1:1", "--dir", tmp_path / "a")
+    assert code == 2
+    assert "--trust-id" in line and "--insecure-first-use" in line
+    code, line = shoal("join", "127.0.0.1:1", "--dir", tmp_path / "a", "--trust-id", "ab" * 32)
     assert code == 3
     assert "no node answers" in line
     process = run_node(founded, "train.enabled=false")
