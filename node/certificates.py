@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -31,6 +31,16 @@ ROTATE_AFTER = 2 / 3
 # Anchors are made again when asked for, so this is only how many are kept ready.
 _ANCHORS_KEPT = 4096
 _LEAVES_KEPT = 1024
+# What the library says of bytes that are no certificate, or one that no node makes.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _USAGES = (
     "digital_signature",
     "content_commitment",
@@ -146,7 +156,7 @@ def read_leaf(pem: bytes) -> Presented:
         node_id = parse_id_text(str(issuer.value))
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         signed, signature = certificate.tbs_certificate_bytes, certificate.signature
-    except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm, InvalidSignature) as error:
+    except _UNREADABLE as error:
         raise PeerError("bad-certificate", str(error) or type(error).__name__) from None
     if list(names) != [x509.DNSName(host_name(node_id))]:
         raise PeerError("bad-certificate", "a leaf for another name than its issuer's")
