@@ -46,7 +46,7 @@ async def _transfer(request: bytes, context: Any) -> Any:
 
 
 def _methods(server: grpc.aio.Server) -> None:
-    handlers = {
+    handlers: dict[str, Any] = {
         "Echo": grpc.stream_stream_rpc_method_handler(_echo),
         "Answer": grpc.unary_unary_rpc_method_handler(_answer),
         "Transfer": grpc.unary_stream_rpc_method_handler(_transfer),

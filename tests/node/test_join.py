@@ -19,7 +19,7 @@ from shoal.node.certified import Certifier
 from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
-from shoal.node.identity import Identity
+from shoal.node.identity import Identity, short
 from shoal.node.join import _is_sound, join_mesh
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset
@@ -144,6 +144,22 @@ def test_a_key_file_without_a_key_in_it_is_made_again(tmp_path: Path) -> None:
             (directory / "identity.key").touch(mode=0o600)
             (directory / "genesis" / "genesis.json").write_text('{"format"')
             await join(directory, nodes[0])
+            require_a_node(directory, nodes[0])
+
+    asyncio.run(story())
+
+
+def test_a_joiner_takes_nobody_else_for_its_contact_unless_it_is_told_to(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path / "mesh", nodes=1), rounds=2) as nodes:
+            await until(lambda: nodes[0].node.holdings.whole_heights() != [], nodes)
+            directory = tmp_path / "second"
+            with pytest.raises(
+                UserError, match=f"{short(nodes[0].id)} answers at .*, not abababab"
+            ):
+                await join(directory, nodes[0], contact=b"\xab" * 32)
+            assert not directory.exists()
+            await join(directory, nodes[0], contact=None)
             require_a_node(directory, nodes[0])
 
     asyncio.run(story())
