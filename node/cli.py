@@ -174,6 +174,9 @@ def status(
     address: Target = DEFAULT_INSPECT,
     watch: Annotated[bool, typer.Option("--watch", help="refresh until Ctrl-C")] = False,
     as_json: AsJson = False,
+    member: Annotated[
+        Path | None, typer.Option("--as", help="ask ID@host:port as the member of this directory")
+    ] = None,
 ) -> None:
     """Show what a node does.
 
@@ -185,9 +188,9 @@ def status(
     from shoal.node.views import make_console, status_view
 
     if watch:
-        asyncio.run(_watch(address, as_json=as_json))
+        asyncio.run(_watch(address, member, as_json=as_json))
         return
-    reply = asyncio.run(fetch_status(address))
+    reply = asyncio.run(fetch_status(address, member=member))
     if as_json:
         print(json.dumps(as_plain(reply), indent=2, allow_nan=False))
     else:
@@ -297,7 +300,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
     return parsed
 
 
-async def _watch(address: str, *, as_json: bool) -> None:
+async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:
     """Full view, refreshed; one JSON object a line with --json."""
     from rich.live import Live
 
@@ -306,14 +309,14 @@ async def _watch(address: str, *, as_json: bool) -> None:
 
     console = make_console()
     if as_json or not console.is_terminal:
-        async for reply in watch_status(address):
+        async for reply in watch_status(address, member=member):
             if as_json:
                 print(json.dumps(as_plain(reply), allow_nan=False), flush=True)
             else:
                 console.print(status_view(reply))
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        async for reply in watch_status(address):
+        async for reply in watch_status(address, member=member):
             live.update(status_view(reply), refresh=True)
 
 

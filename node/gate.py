@@ -42,7 +42,8 @@ class Gate(grpc.aio.ServerInterceptor):
         facts = context.auth_context()
         if facts.get("ssl_tls_version") != [TLS_VERSION]:
             raise PeerError("wrong-tls", "TLS 1.3 is what members speak")
-        presented = read_leaf(facts["x509_pem_cert"][0])
+        (pem,) = facts.get("x509_pem_cert") or (b"",)
+        presented = read_leaf(pem)
         # A resumed session has not shown its leaf again, and a connection may be older than it.
         if not presented.not_before <= self._trust.now() <= presented.not_after:
             raise PeerError("leaf-expired", short(presented.node_id))

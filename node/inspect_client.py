@@ -4,6 +4,7 @@ Every call has a deadline, and what goes wrong becomes one line that says what t
 """
 
 import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shoal.node.addresses import split_address
+from shoal.node.addresses import split_address, split_peer
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
 from shoal.proto import inspect_pb2, inspect_pb2_grpc
@@ -30,11 +31,14 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, member: Path | None = None) -> grpc.aio.Channel:
     """A channel to where a node can be inspected: host:port, or the node's directory.
 
-    Raises UserError when it is neither.
+    member: the directory of a node that asks as a member, from anywhere; then it is ID@host:port of
+    the other's members' port. Raises UserError when it is none of these.
     """
+    if member is not None:
+        return _as_member(address, member)
     if Path(address).is_dir():
         address = load_settings(Path(address)).node.inspect_listen
     try:
@@ -44,9 +48,25 @@ def open_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
 
-async def fetch_status(address: str, *, deadline_s: float = DEADLINE_S) -> StatusReply:
+def _as_member(target: str, member: Path) -> grpc.aio.Channel:
+    # With what it needs, which `shoal status` of this machine does not.
+    from shoal.node.certificates import issue_leaf
+    from shoal.node.channels import open_channel as open_secured
+    from shoal.node.identity import Identity
+
+    try:
+        peer, address = split_peer(target)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    leaf = issue_leaf(Identity.load(member / "identity.key"), time.time())
+    return open_secured(address, peer, leaf)
+
+
+async def fetch_status(
+    address: str, *, member: Path | None = None, deadline_s: float = DEADLINE_S
+) -> StatusReply:
     """The node's state now; raises UnreachableError."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, member) as channel:
         return await ask_status(channel, address, deadline_s=deadline_s)
 
 
@@ -61,9 +81,11 @@ async def ask_status(
         raise explain_failure(address, error, deadline_s) from None
 
 
-async def watch_status(address: str, *, interval_ms: int = 1000) -> AsyncIterator[StatusReply]:
+async def watch_status(
+    address: str, *, member: Path | None = None, interval_ms: int = 1000
+) -> AsyncIterator[StatusReply]:
     """The node's state again and again until the node ends; raises UnreachableError then."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, member) as channel:
         # The stream itself has no deadline, so the first question is asked with one.
         yield await ask_status(channel, address)
         stub = inspect_pb2_grpc.InspectStub(channel)

@@ -24,7 +24,7 @@ from shoal.node.capture import open_capture
 from shoal.node.certified import Certified, Certifier, certified
 from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
-from shoal.node.company import contacts, trusted
+from shoal.node.company import Company, contacts
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
 from shoal.node.cut_watch import watch_for_cuts
@@ -129,6 +129,9 @@ class Node:
         return self._meters
 
     def _make_links(self, boot: int) -> Links:
+        company = Company(
+            lambda: self._consensus.replica, me=self._identity.node_id, told=self._told
+        )
         return Links(
             identity=self._identity,
             mesh_id=self.mesh_id,
@@ -136,10 +139,7 @@ class Node:
             join_address=self._settings.node.join_advertised,
             meters=self._meters,
             boot=boot,
-            trust=Trust(
-                self._identity,
-                lambda: trusted(self._consensus.replica, self._identity.node_id, self._told),
-            ),
+            trust=Trust(self._identity, company.trusted),
             on_evidence=lambda operation: self._consensus.submit(operation),
             on_up=self._on_up,
             on_down=lambda peer: self._gossip.link_down(peer),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,6 +16,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
+from shoal.node.errors import UnreachableError
+from shoal.node.identity import Identity
+from shoal.node.inspect_client import fetch_status
 from shoal.node.join import join_mesh
 from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
@@ -128,5 +132,24 @@ def test_any_grpc_client_can_find_and_ask_a_node(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(found_mesh(tmp_path, nodes=1), rounds=1) as (node,):
             await asyncio.to_thread(as_a_stranger, node.settings.node.inspect_listen)
+
+    asyncio.run(story())
+
+
+def test_a_member_can_inspect_another_one_from_anywhere(tmp_path: Path) -> None:
+    async def story() -> None:
+        directories = found_mesh(tmp_path, nodes=2)
+        async with running(directories[:1], rounds=1) as (node,):
+            there = f"{node.id.hex()}@{node.settings.node.listen}"
+            reply = await fetch_status(there, member=directories[1])
+            assert reply.node == "node0"
+            assert any("identity export" in warning for warning in reply.warnings)
+            own = await fetch_status(str(directories[0]))
+            assert own.node_id == reply.node_id
+            stranger = tmp_path / "stranger"
+            stranger.mkdir()
+            Identity.create(stranger / "identity.key")
+            with pytest.raises(UnreachableError):
+                await fetch_status(there, member=stranger)
 
     asyncio.run(story())
