@@ -9,7 +9,6 @@ from shoal.node.errors import UserError
 
 identity = typer.Typer(
     help="Show who a node is; back its key up, and bring it back.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from shoal.node import certificates
 from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError
@@ -151,5 +152,28 @@ def test_a_member_can_inspect_another_one_from_anywhere(tmp_path: Path) -> None:
             Identity.create(stranger / "identity.key")
             with pytest.raises(UnreachableError):
                 await fetch_status(there, member=stranger)
+
+    asyncio.run(story())
+
+
+def test_a_mesh_lives_through_new_leaves_of_all_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What takes a day takes six seconds: each node makes a new leaf every three.
+    monkeypatch.setattr(certificates, "LEAF_LIFETIME_S", 9.0)
+    monkeypatch.setattr(certificates, "BACKDATED_S", 3.0)
+
+    async def story() -> None:
+        async with running(found_mesh(tmp_path), rounds=0) as nodes:
+            first = [node.node.links.trust.leaf for node in nodes]
+            began = nodes[0].height
+            await asyncio.sleep(8.0)
+            for node, before in zip(nodes, first, strict=True):
+                assert node.node.links.trust.leaf.not_after >= before.not_after + 3
+            await until_rebuilt(nodes, max(node.height for node in nodes) + 2)
+            assert nodes[0].height > began
+            await until(lambda: all(len(n.node.links.connected) == 3 for n in nodes), nodes)
+            refused = {reason for node in nodes for reason in node.node.status().rejected}
+            assert refused.isdisjoint({"leaf-expired", "bad-certificate", "not-a-member"})
 
     asyncio.run(story())
