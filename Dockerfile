@@ -48,6 +48,6 @@ RUN /opt/shoal/bin/pip install --no-cache-dir --no-index --no-deps /wheel/*.whl
 ENV PATH=/opt/shoal/bin:${PATH} PYTHONUNBUFFERED=1
 USER shoal
 WORKDIR /data
-EXPOSE 7400
+EXPOSE 7400 7500
 ENTRYPOINT ["shoal"]
 CMD ["run", "/data"]

@@ -71,6 +71,7 @@ demo: install ## four nodes on this machine train one model; KEEP=1 leaves them 
 
 bench: install ## the benchmarks, as JSON lines
 	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.transport
 	$(BIN)/python -m benchmarks.consensus
 
 compose-test: ## the same mesh in containers, for real (skips loudly where no engine can start)

@@ -27,7 +27,7 @@ from shoal.consensus.records import CheckpointRecord, Join, operation_bytes
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.consensus.validators import Validators
-from shoal.node.bulk_wire import Description, GenesisParts, Holdings
+from shoal.node.bulk_wire import Contact, Description, GenesisParts, Holdings
 from shoal.node.config import ConsensusSettings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
 from shoal.node.database import Database
@@ -35,6 +35,7 @@ from shoal.node.identity import Identity, verify
 from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.server import Server
+from shoal.node.trust import Trust
 from shoal.node.wire import ConsensusMessages, LinkMessage
 from shoal.proto.inspect_pb2 import StatusReply
 
@@ -72,6 +73,9 @@ class Nothing:
 
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         raise AssertionError("nobody asks for it here")
+
+    def contacts(self) -> list[Contact]:
+        return []
 
     async def submit(self, operation: bytes) -> str:
         return "no"
@@ -124,7 +128,7 @@ class Worker:
             address=self._addresses[self._me],
             meters=self._meters,
             boot=self._database.boots,
-            is_member=lambda peer: peer in self._addresses,
+            trust=Trust(self._identity, lambda: self._addresses.keys()),
             on_up=lambda peer: None,
             on_down=lambda peer: None,
             on_message=self._on_message,
@@ -138,7 +142,8 @@ class Worker:
         applied = await self._database.get_meta(APPLIED)
         self._driver = self._make_driver(rows)
         server = Server(Nothing(self._validators.mesh_id), self._links, self._meters)
-        await server.start(self._addresses[self._me], insecure=False)
+        await server.start(self._addresses[self._me])
+        trusting = asyncio.create_task(self._links.trust.run())
         self._driver.start(int.from_bytes(applied, "big") if applied else 0)
         work = asyncio.create_task(self._driver.run())
         self._links.dial({a: key for key, a in self._addresses.items() if key != self._me})
@@ -146,6 +151,7 @@ class Worker:
         answering = asyncio.create_task(self._answer_commands())
         done, _ = await asyncio.wait((work, answering), return_when=asyncio.FIRST_COMPLETED)
         work.cancel()
+        trusting.cancel()
         self._driver.close()
         await server.stop()
         await self._links.close()

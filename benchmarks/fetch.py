@@ -18,14 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from shoal.node.fetch import fetch_checkpoint
-from shoal.node.links import CHANNEL_OPTIONS
 from shoal.node.meters import Meters
 from shoal.node.rate import TokenBucket
 from shoal.proto.mesh_pb2_grpc import MeshStub
 from tests.node.holders import MESH_ID, Holder, MadeUpCheckpoint
+from tests.node.tls import HOLDER, channel_to
 
 MIB = 1 << 20
 CHUNKS = 64
@@ -57,7 +55,7 @@ async def serve(rate: int) -> None:
 
 async def fetch_once(checkpoint: MadeUpCheckpoint, addresses: list[str]) -> float:
     """Fetch the checkpoint into a fresh directory; returns MiB per second."""
-    channels = [grpc.aio.insecure_channel(each, options=CHANNEL_OPTIONS) for each in addresses]
+    channels = [channel_to(each, HOLDER.node_id) for each in addresses]
     stubs: list[Any] = [MeshStub(channel) for channel in channels]
     with tempfile.TemporaryDirectory() as directory:
         started = time.perf_counter()

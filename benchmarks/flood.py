@@ -8,7 +8,8 @@ the same processes; a line gives the tokens a second that the three trained, and
 largest of them was.
 
     frames     valid frames over its links: questions, announcements, summaries, pings
-    calls      requests, joins and handshakes from connections of its own
+    calls      requests, joins and handshakes from connections of its own, as a member and as
+               a newcomer
     garbage    what no honest member sends, over its links and over new ones
 
 The attacker runs on the same processors as the others, at the lowest priority so that what it
@@ -26,11 +27,15 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import grpc
 import psutil
 
 from shoal.consensus.messages import Status, encode
+from shoal.node.addresses import JOIN_PORT_ABOVE, port_above
+from shoal.node.certificates import issue_leaf
+from shoal.node.channels import open_channel
 from shoal.node.config import load_settings
 from shoal.node.wire import Announced, ConsensusMessages, LinkMessage, Ping, SummaryMessage
 from shoal.proto import mesh_pb2
@@ -39,6 +44,8 @@ from tests.abuse.hostile import Hostile, hostile_member
 from tests.integration.processes import Process, run_node, status, wait_until
 from tests.node.mesh import found_mesh
 
+# An id, where it listens, and whether a leaf is shown there.
+Target: TypeAlias = tuple[bytes, str, bool]
 QUESTION = encode(Status(0, 0, 0, True, 0, 0, 0, b"", (), 255))
 PARALLEL = 16
 WARM_UP_S = 5.0
@@ -77,32 +84,44 @@ async def _over_links(
         await asyncio.sleep(0)
 
 
-async def _calls(evil: Hostile, addresses: list[str]) -> None:
-    async def again(call: Callable[[MeshStub], Awaitable[object]], address: str) -> None:
-        async with grpc.aio.insecure_channel(address) as channel:
+async def _calls(evil: Hostile, targets: list[Target]) -> None:
+    leaf = issue_leaf(evil.identity, time.time())
+
+    async def again(call: Callable[[Any], Awaitable[object]], target: Target) -> None:
+        peer, address, as_member = target
+        async with open_channel(address, peer, leaf if as_member else None) as channel:
             stub = MeshStub(channel)
             while True:
                 with suppress(grpc.aio.AioRpcError):
                     await call(stub)
 
-    async def fetch(stub: MeshStub) -> None:
-        async for _ in stub.Fetch(mesh_pb2.FetchRequest(mesh_id=evil.mesh_id, describe=0)):  # type: ignore[attr-defined]
+    async def fetch(stub: Any) -> None:
+        async for _ in stub.Fetch(mesh_pb2.FetchRequest(mesh_id=evil.mesh_id, describe=0)):
             pass
 
-    async def join(stub: MeshStub) -> None:
-        await stub.Join(mesh_pb2.JoinRequest(operation=b"\x02" + os.urandom(120)))  # type: ignore[misc]
+    async def join(stub: Any) -> None:
+        await stub.Join(mesh_pb2.JoinRequest(operation=b"\x02" + os.urandom(120)))
 
-    async def greet(stub: MeshStub) -> None:
-        call = stub.Link()  # type: ignore[call-arg]
-        await call.write(mesh_pb2.LinkFrame(ping=mesh_pb2.Ping(stamp=1)))  # type: ignore[attr-defined]
-        while await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
+    async def greet(stub: Any) -> None:
+        call = stub.Link()
+        await call.write(mesh_pb2.LinkFrame(ping=mesh_pb2.Ping(stamp=1)))
+        while await call.read() is not grpc.aio.EOF:
             pass
+
+    async def connect(target: Target) -> None:
+        """Begin one TLS connection after the other."""
+        peer, address, as_member = target
+        while True:
+            async with open_channel(address, peer, leaf if as_member else None) as channel:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(channel.channel_ready(), 1)
 
     calls = (fetch, join, greet)
     async with asyncio.TaskGroup() as group:
-        for number in range(PARALLEL):
-            for address in addresses:
-                group.create_task(again(calls[number % len(calls)], address))
+        for target in targets:
+            group.create_task(connect(target))
+            for number in range(PARALLEL):
+                group.create_task(again(calls[number % len(calls)], target))
 
 
 async def attack(kind: str, directory: Path, seconds: float) -> None:
@@ -122,7 +141,10 @@ async def attack(kind: str, directory: Path, seconds: float) -> None:
                 elif kind == "garbage":
                     await _over_links(evil, victims, _garbage)
                 else:
-                    await _calls(evil, list(others.values()))
+                    joins = [port_above(each, JOIN_PORT_ABOVE) for each in others.values()]
+                    members = [(peer, address, True) for peer, address in others.items()]
+                    newcomers = [(peer, at, False) for peer, at in zip(others, joins, strict=True)]
+                    await _calls(evil, [*members, *newcomers])
         sent = sum(evil.meters.sent_bytes.values())
         print(f"{SENT}{sent / 2**20:.1f}", flush=True)
 
@@ -164,7 +186,7 @@ def measure(kinds: list[str], seconds: float) -> None:
     """Run the mesh; print a line for each kind of attack."""
     with tempfile.TemporaryDirectory() as directory:
         directories = found_mesh(Path(directory), local_steps=8, rounds_per_checkpoint=8)
-        addresses = [load_settings(each).node.listen for each in directories[:3]]
+        addresses = [load_settings(each).node.inspect_listen for each in directories[:3]]
         nodes = [run_node(each) for each in directories[:3]]
         try:
             wait_until(lambda: all(status(a) for a in addresses), nodes)

@@ -13,17 +13,20 @@ import grpc
 
 from shoal.node.bulk_wire import (
     DATA_BYTES_MAX,
+    Contact,
     Description,
     GenesisParts,
     Holdings,
     Want,
     WantChunk,
+    WantContacts,
     WantDelta,
     WantDeltaLog,
     WantDescription,
     WantGenesis,
     WantHoldings,
     make_fetch,
+    parse_contacts,
     parse_description,
     parse_genesis_header,
     parse_holdings,
@@ -73,6 +76,12 @@ async def _next(
     except grpc.aio.AioRpcError as error:
         kind = NotHeld if error.code() is grpc.StatusCode.NOT_FOUND else FetchFailed
         raise kind(f"{error.code().name}: {error.details()}") from None
+    except asyncio.CancelledError:
+        # Closing a channel cancels its calls, which must not look as if the reader was cancelled.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise FetchFailed("the connection was closed here") from None
 
 
 async def _collect(
@@ -147,6 +156,15 @@ async def fetch_holdings(
     call = _call(stub, mesh_id, WantHoldings(height))
     try:
         return parse_holdings(await _first(aiter(call)), addresses)
+    finally:
+        call.cancel()
+
+
+async def fetch_contacts(stub: "MeshAsyncStub", mesh_id: bytes) -> tuple[Contact, ...]:
+    """Return which members somebody says it has links to; raises FetchFailed, PeerError."""
+    call = _call(stub, mesh_id, WantContacts())
+    try:
+        return parse_contacts(await _first(aiter(call)))
     finally:
         call.cancel()
 

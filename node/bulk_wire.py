@@ -12,6 +12,7 @@ from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.errors import PeerError
 from shoal.node.screen import Screen
 from shoal.node.wire import (
+    ADDRESS_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     OPERATION_BYTES_MAX,
     SEQUENCE_MAX,
@@ -27,6 +28,7 @@ SETTLED_BYTES_MAX = 1 << 20
 EPOCHS_BYTES_MAX = 4 << 20
 # 32 768 chunks, an anchor of 32 GiB.
 MANIFEST_BYTES_MAX = 1 << 20
+CONTACTS_MAX = 16
 # What one message of a stream carries.
 DATA_BYTES_MAX = CHUNK_BYTES
 GENESIS_FILES_MAX = 16
@@ -40,7 +42,7 @@ CHUNKS = Screen(
     mesh_pb2.Chunk,
     mesh_pb2.Chunk.FromString,
     bytes_max=MESSAGE_BYTES_MAX,
-    counts={"GenesisHeader.files": GENESIS_FILES_MAX},
+    counts={"GenesisHeader.files": GENESIS_FILES_MAX, "Contacts.contacts": CONTACTS_MAX},
 )
 
 
@@ -85,8 +87,19 @@ class WantGenesis:
     """Asks for checkpoint 0 and what it needs."""
 
 
+@dataclass(frozen=True, slots=True)
+class WantContacts:
+    """Asks which members somebody has links to."""
+
+
 Want: TypeAlias = (
-    WantDelta | WantGenesis | WantDescription | WantChunk | WantDeltaLog | WantHoldings
+    WantDelta
+    | WantGenesis
+    | WantDescription
+    | WantChunk
+    | WantDeltaLog
+    | WantHoldings
+    | WantContacts
 )
 
 
@@ -115,6 +128,15 @@ class Holdings:
 
 
 @dataclass(frozen=True, slots=True)
+class Contact:
+    """A member as another one knows it: where members dial it, where newcomers ask it."""
+
+    node_id: bytes
+    address: str
+    join_address: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenesisParts:
     """A genesis as it travels: the document and the tokenizer first, then the anchor's bytes."""
 
@@ -139,6 +161,8 @@ def make_fetch(mesh_id: bytes, want: Want) -> mesh_pb2.FetchRequest:
             return mesh_pb2.FetchRequest(mesh_id=mesh_id, delta_log=height)
         case WantHoldings(height):
             return mesh_pb2.FetchRequest(mesh_id=mesh_id, holdings=height)
+        case WantContacts():
+            return mesh_pb2.FetchRequest(mesh_id=mesh_id, contacts=mesh_pb2.Nothing())
 
 
 def parse_fetch(request: mesh_pb2.FetchRequest) -> Want:
@@ -158,6 +182,8 @@ def parse_fetch(request: mesh_pb2.FetchRequest) -> Want:
         return WantDeltaLog(_height(request.delta_log))
     if kind == "holdings":
         return WantHoldings(_height(request.holdings))
+    if kind == "contacts":
+        return WantContacts()
     raise PeerError("malformed-message", "a request for nothing")
 
 
@@ -230,6 +256,32 @@ def make_holdings(holdings: Holdings, addresses: Sequence[bytes]) -> mesh_pb2.Ch
             bitmap[i // 8] |= 1 << i % 8
     return mesh_pb2.Chunk(
         holdings=mesh_pb2.Holdings(bitmap=bytes(bitmap), delta_log=holdings.delta_log)
+    )
+
+
+def parse_contacts(chunk: mesh_pb2.Chunk) -> tuple[Contact, ...]:
+    """Check what somebody says of other members; raises PeerError. Nothing of it is proved."""
+    require(chunk.HasField("contacts"), "an answer without contacts")
+    found = chunk.contacts.contacts
+    require(len(found) <= CONTACTS_MAX, "too many contacts")
+    for each in found:
+        require(len(each.node_id) == 32, "a member id is not 32 bytes")
+        for address in (each.address, each.join_address):
+            require(len(address.encode()) <= ADDRESS_BYTES_MAX, "an address is too long")
+    return tuple(Contact(each.node_id, each.address, each.join_address) for each in found)
+
+
+def make_contacts(contacts: Sequence[Contact]) -> mesh_pb2.Chunk:
+    """Return the answer to "which members do you have links to"."""
+    return mesh_pb2.Chunk(
+        contacts=mesh_pb2.Contacts(
+            contacts=[
+                mesh_pb2.Contact(
+                    node_id=each.node_id, address=each.address, join_address=each.join_address
+                )
+                for each in contacts[:CONTACTS_MAX]
+            ]
+        )
     )
 
 

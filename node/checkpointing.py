@@ -271,10 +271,7 @@ class Checkpointer:
         try:
             part = await fetch_checkpoint(
                 mesh_id=self._genesis.mesh_id,
-                holders={
-                    short(peer): self._links.stub(self._links.record(peer).address)
-                    for peer in self._links.connected
-                },
+                holders={short(peer): self._links.stub(peer) for peer in self._links.connected},
                 certify=self._certifier.check,
                 directory=self._store.directory,
                 anchor_bytes=4 * self._genesis.schema.layout.total,

@@ -20,8 +20,15 @@ from typing import Annotated, Any, cast
 import typer
 
 import shoal
-from shoal.node import errors, membership_commands, proof_commands
-from shoal.node.config import DEFAULT_LISTEN, load_settings
+from shoal.node import (
+    demo_command,
+    errors,
+    identity_commands,
+    membership_commands,
+    proof_commands,
+)
+from shoal.node.addresses import DEFAULT_INSPECT
+from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 
 # typer carries its own click from some version on, so its usage errors have no stable import path.
@@ -37,7 +44,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Address = Annotated[str, typer.Argument(help="host:port of a node")]
+Target = Annotated[
+    str, typer.Argument(help="a node's directory, or the host:port where it can be inspected")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="a setting, like train.batch=4")
@@ -47,9 +56,6 @@ PresetFile = Annotated[
 ]
 Listen = Annotated[str | None, typer.Option(help="host:port to serve on")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="accept a listener beyond loopback without TLS")
-]
 
 
 @app.command()
@@ -74,7 +80,7 @@ def init(
     """
     from shoal.node.provision import make_mesh
 
-    mesh_id, made = make_mesh(
+    made = make_mesh(
         directory,
         nodes=nodes,
         host=host,
@@ -85,11 +91,11 @@ def init(
         preset=preset,
         flags=parse_overrides(settings),
     )
-    print(f"mesh {mesh_id}")
-    for node in made:
+    print(f"mesh {made.mesh_id}")
+    for node in made.directories:
         print(f"start: shoal run {node}")
-    address = f"{host.replace('{index}', '0')}:{port}"
-    print(f"join:  shoal join {address} --dir DIR --mesh {mesh_id}")
+    print(f"join:  shoal join {made.contact} --trust-id {made.contact_id} --dir DIR")
+    print(f"keep:  shoal identity export {made.directories[0]} FILE, on another disk; each node's")
 
 
 @app.command()
@@ -98,7 +104,6 @@ def run(
     config: Annotated[Path | None, typer.Option(help="its node.toml, if elsewhere")] = None,
     listen: Listen = None,
     device: Device = None,
-    insecure: Insecure = False,
     settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
 ) -> None:
     """Run a node until Ctrl-C or SIGTERM.
@@ -110,7 +115,6 @@ def run(
     overrides = {
         "node.listen": listen,
         "train.device": device,
-        "node.insecure": insecure or None,
         **parse_overrides(settings),
     }
     loaded = load_settings(config or directory, overrides)
@@ -121,14 +125,19 @@ def run(
 
 @app.command()
 def join(
-    address: Address,
+    address: Annotated[str, typer.Argument(help="host:port where a member takes newcomers")],
     directory: Annotated[Path, typer.Option("--dir", help="a new directory for this node")],
+    trust_id: Annotated[
+        str | None, typer.Option("--trust-id", metavar="ID", help="the id of who must answer there")
+    ] = None,
+    first_use: Annotated[
+        bool, typer.Option("--insecure-first-use", help="trust whoever answers there, this once")
+    ] = False,
     mesh: Annotated[str | None, typer.Option(help="mesh id that it must be, in hex")] = None,
     data: Annotated[str, typer.Option(help="a path, or builtin:I/N")] = "builtin:0/1",
     listen: Annotated[str | None, typer.Option(help="host:port; default: a free port")] = None,
     advertise: Annotated[str, typer.Option(help="host:port that others dial")] = "",
     device: Device = None,
-    insecure: Insecure = False,
     preset: PresetFile = None,
     start: Annotated[bool, typer.Option(help="run the node when it has joined")] = True,
     settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
@@ -137,18 +146,19 @@ def join(
 
     Fetches the newest checkpoint and what came after it, verifies both, and trains on.
 
-    Example: shoal join 127.0.0.1:7400 --dir runs/fifth --data my-texts/
+    Example: shoal join 127.0.0.1:7500 --trust-id ID --dir runs/fifth --data my-texts/
     """
     from shoal.node.provision import join_and_configure
 
     loaded = join_and_configure(
         address,
         directory,
+        trust_id=trust_id,
+        first_use=first_use,
         mesh_id=mesh,
         data=data,
         listen=listen,
         advertise=advertise,
-        insecure=insecure,
         preset=preset,
         flags={"train.device": device, **parse_overrides(settings)},
     )
@@ -161,23 +171,26 @@ def join(
 
 @app.command()
 def status(
-    address: Address = DEFAULT_LISTEN,
+    address: Target = DEFAULT_INSPECT,
     watch: Annotated[bool, typer.Option("--watch", help="refresh until Ctrl-C")] = False,
     as_json: AsJson = False,
+    member: Annotated[
+        Path | None, typer.Option("--as", help="ask ID@host:port as the member of this directory")
+    ] = None,
 ) -> None:
     """Show what a node does.
 
     Rounds, loss, checkpoints, peers, bytes, view, and what it refused.
 
-    Example: shoal status 127.0.0.1:7400 --watch
+    Example: shoal status runs/mesh/node0 --watch
     """
     from shoal.node.inspect_client import as_plain, fetch_status
     from shoal.node.views import make_console, status_view
 
     if watch:
-        asyncio.run(_watch(address, as_json=as_json))
+        asyncio.run(_watch(address, member, as_json=as_json))
         return
-    reply = asyncio.run(fetch_status(address))
+    reply = asyncio.run(fetch_status(address, member=member))
     if as_json:
         print(json.dumps(as_plain(reply), indent=2, allow_nan=False))
     else:
@@ -185,10 +198,10 @@ def status(
 
 
 @app.command()
-def checkpoints(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> None:
+def checkpoints(address: Target = DEFAULT_INSPECT, as_json: AsJson = False) -> None:
     """List the checkpoints that the mesh committed.
 
-    Example: shoal checkpoints 127.0.0.1:7400 --json
+    Example: shoal checkpoints runs/mesh/node0 --json
     """
     from shoal.node.inspect_client import as_plain, fetch_status
     from shoal.node.views import checkpoints_table, make_console
@@ -201,10 +214,10 @@ def checkpoints(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> N
 
 
 @app.command()
-def peers(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> None:
+def peers(address: Target = DEFAULT_INSPECT, as_json: AsJson = False) -> None:
     """List a node's peers and what went wrong.
 
-    Example: shoal peers 127.0.0.1:7400
+    Example: shoal peers runs/mesh/node0
     """
     from shoal.node.inspect_client import as_plain, fetch_status
     from shoal.node.views import make_console, peers_table
@@ -218,14 +231,14 @@ def peers(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> None:
 
 @app.command()
 def health(
-    address: Address = DEFAULT_LISTEN,
+    address: Target = DEFAULT_INSPECT,
     service: Annotated[str, typer.Option(help="a gRPC service; empty: the whole node")] = "",
 ) -> None:
     """Exit with 0 when a node says SERVING.
 
     It is the standard gRPC health service, so any other prober can ask too.
 
-    Example: shoal health 127.0.0.1:7400
+    Example: shoal health 127.0.0.1:7600
     """
     from shoal.node.inspect_client import check_health
 
@@ -256,41 +269,7 @@ def generate(
 
 app.command()(proof_commands.verify)
 app.command()(proof_commands.audit)
-
-
-@app.command()
-def demo(
-    directory: Annotated[Path, typer.Option(help="where it may write")] = Path("runs/demo"),
-    nodes: Annotated[int, typer.Option(min=4, max=16, help="processes to start")] = 4,
-    rounds: Annotated[int | None, typer.Option(min=1, help="rounds of each node")] = None,
-    seconds: Annotated[
-        float | None, typer.Option(min=10, help="give up when training takes longer")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="leave the mesh running")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="stop one that was left running")] = False,
-) -> None:
-    """Four nodes on this machine train one model.
-
-    Ends with a report on screen and in DIRECTORY/report.json; exit code 0 when all of it holds.
-
-    Example: shoal demo --keep, then shoal join with the address that it prints.
-    """
-    from shoal.node.demo import ROUNDS, TRAIN_SECONDS, DemoPlan, run_demo, stop_demo
-
-    if stop:
-        stopped = stop_demo(directory)
-        print(f"stopped {stopped} processes of the demo in {directory}")
-        return
-    plan = DemoPlan(
-        directory=directory.resolve(),
-        nodes=nodes,
-        rounds=rounds or ROUNDS,
-        train_seconds=seconds or TRAIN_SECONDS,
-        seed=seed,
-        keep=keep,
-    )
-    raise typer.Exit(asyncio.run(run_demo(plan)))
+app.command()(demo_command.demo)
 
 
 @app.command()
@@ -303,6 +282,7 @@ def version() -> None:
 
 
 membership_commands.register(app)
+identity_commands.register(app)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
@@ -320,7 +300,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
     return parsed
 
 
-async def _watch(address: str, *, as_json: bool) -> None:
+async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:
     """Full view, refreshed; one JSON object a line with --json."""
     from rich.live import Live
 
@@ -329,14 +309,14 @@ async def _watch(address: str, *, as_json: bool) -> None:
 
     console = make_console()
     if as_json or not console.is_terminal:
-        async for reply in watch_status(address):
+        async for reply in watch_status(address, member=member):
             if as_json:
                 print(json.dumps(as_plain(reply), allow_nan=False), flush=True)
             else:
                 console.print(status_view(reply))
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        async for reply in watch_status(address):
+        async for reply in watch_status(address, member=member):
             live.update(status_view(reply), refresh=True)
 
 
@@ -345,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The training process is started, not forked into, so gRPC need not prepare for (and warn of)
     # forks. It reads this once, when it is imported.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # It would print a line of its own for every stranger whose handshake fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         result = app(args=given or ["--help"], prog_name="shoal", standalone_mode=False)

@@ -7,7 +7,6 @@ a setting that is silently ignored costs somebody an evening.
 """
 
 import difflib
-import ipaddress
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,37 +16,30 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from shoal.node.addresses import (
+    DEFAULT_LISTEN,
+    INSPECT_PORT_ABOVE,
+    JOIN_PORT_ABOVE,
+    is_loopback,
+    port_above,
+    split_address,
+    split_peer,
+)
 from shoal.node.errors import UserError
 from shoal.node.toml_file import line_of, read_toml, toml_value
 
-DEFAULT_LISTEN = "127.0.0.1:7400"
+OFF = "off"
 CONFIG_NAME = "node.toml"
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of "host:port" or "[v6]:port"; raises ValueError for anything else."""
-    host, separator, port = address.rpartition(":")
-    if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError(f'"{address}" is not host:port, like {DEFAULT_LISTEN}')
-    if host.startswith("[") and host.endswith("]"):
-        return host[1:-1], int(port)
-    if ":" in host:
-        raise ValueError(f'"{address}": write an IPv6 address as [{host}]:{port}')
-    return host, int(port)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address. A name other than localhost is not."""
-    host, _ = split_address(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _checked_address(address: str) -> str:
     split_address(address)
     return address
+
+
+def _checked_peer(text: str) -> str:
+    split_peer(text)
+    return text
 
 
 def _comma_separated(value: object) -> object:
@@ -58,6 +50,7 @@ def _comma_separated(value: object) -> object:
 
 
 Address = Annotated[str, AfterValidator(_checked_address)]
+PeerAddress = Annotated[str, AfterValidator(_checked_peer)]
 Count = Annotated[int, Field(ge=1, le=65536)]
 Height = Annotated[int, Field(ge=1, lt=1 << 62)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -72,20 +65,46 @@ class NodeSettings(_Section):
     name: Annotated[str, Field(min_length=1, max_length=64)] = "node"
     """what people call this node"""
     listen: Address = DEFAULT_LISTEN
-    """host:port where it serves gRPC"""
+    """host:port where it serves members: TLS with certificates on both sides"""
     advertise: Address | Literal[""] = ""
     """host:port that others dial; "" means the same as listen"""
     directory: Path = Path()
     """where keys, checkpoints and logs live; relative to this file"""
-    insecure: bool = False
-    """allow a listener that is not loopback though there is no TLS yet"""
-    peers: Annotated[list[Address], NoDecode, BeforeValidator(_comma_separated)] = []
-    """host:port of nodes to dial first; the other members are learned from the log"""
+    join: Address | Literal["", "off"] = ""
+    """host:port where newcomers ask, TLS; "" means 100 ports above listen, "off" nowhere"""
+    join_advertise: Address | Literal[""] = ""
+    """host:port that newcomers are told; "" means the host of advertise and the port of join"""
+    inspect: Address | Literal["", "off"] = ""
+    """loopback host:port for `shoal status`, not encrypted; "" means 200 ports above listen"""
+    peers: Annotated[list[PeerAddress], NoDecode, BeforeValidator(_comma_separated)] = []
+    """ID@host:port of members to dial first; the others are learned from the log"""
+    contacts: Annotated[list[PeerAddress], NoDecode, BeforeValidator(_comma_separated)] = []
+    """ID@host:port of join ports, asked until the log says that this node is a member"""
 
     @property
     def advertised(self) -> str:
         """The address that other members are told."""
         return self.advertise or self.listen
+
+    @property
+    def join_listen(self) -> str:
+        """Where newcomers are served; "" for nowhere."""
+        return "" if self.join == OFF else self.join or port_above(self.listen, JOIN_PORT_ABOVE)
+
+    @property
+    def join_advertised(self) -> str:
+        """The address that newcomers are told; "" for none."""
+        if self.join_advertise or not self.join_listen:
+            return self.join_advertise
+        host = self.advertised.rpartition(":")[0]
+        return f"{host}:{split_address(self.join_listen)[1]}"
+
+    @property
+    def inspect_listen(self) -> str:
+        """Where this machine's people ask; "" for nowhere."""
+        if self.inspect == OFF:
+            return ""
+        return self.inspect or port_above(self.listen, INSPECT_PORT_ABOVE, host="127.0.0.1")
 
 
 class TrainSettings(_Section):
@@ -221,11 +240,15 @@ def load_settings(path: Path | None, overrides: Mapping[str, object] | None = No
         settings = Settings(**merged)
     except ValidationError as error:
         raise UserError(_explain(error, path, flags)) from None
-    if not settings.node.insecure and not is_loopback(settings.node.listen):
+    try:
+        _ = settings.node.join_listen
+        inspect = settings.node.inspect_listen
+    except ValueError as error:
+        raise UserError(f"{_origin(path, flags, 'node', 'listen')}: {error}") from None
+    if inspect and not is_loopback(inspect):
         raise UserError(
-            f"{_origin(path, flags, 'node', 'listen')} = {settings.node.listen} can be reached "
-            "from other machines and there is no TLS yet; listen on 127.0.0.1, or accept it with "
-            "[node] insecure = true"
+            f"{_origin(path, flags, 'node', 'inspect')} = {inspect} can be reached from other "
+            "machines, and what is said there is not encrypted; use 127.0.0.1"
         )
     return settings
 

@@ -26,6 +26,7 @@ from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.errors import GossipError
 from shoal.gossip.settled import SettledState
+from shoal.node.backup import backup_warnings
 from shoal.node.certified import certified, check_state
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import Settings
@@ -112,6 +113,8 @@ async def run_node(settings: Settings) -> int:
             boot=opened.database.boots,
             byzantine_tolerance=opened.node.state.consensus.replica.inspect().faults_tolerated,
         )
+        for warning in backup_warnings(settings.node.directory, opened.node.state.node_id):
+            log.warning("identity.no-backup", why=warning)
         # What is loaded by now stays. Walking all of torch's modules would stop the loop for long.
         gc.freeze()
         await _serve(opened.node, settings, opened.genesis, opened.model)
@@ -170,7 +173,9 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
 
 async def _serve(node: Node, settings: Settings, genesis: Genesis, model: SharedModel) -> None:
     server = Server(node, node.links, node.meters)
-    await server.start(settings.node.listen, insecure=settings.node.insecure)
+    places = settings.node
+    join, inspect = places.join_listen, places.inspect_listen
+    await server.start(places.listen, join=join, inspect=inspect)
     trainer = None
     work: asyncio.Task[None] | None = None
     stopping = asyncio.Event()
@@ -178,7 +183,7 @@ async def _serve(node: Node, settings: Settings, genesis: Genesis, model: Shared
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     try:
-        log.info("node.listening", address=settings.node.listen)
+        log.info("node.listening", address=places.listen, join=join, inspect=inspect)
         if settings.train.enabled:
             trainer = TrainerProcess(model.schema.layout.total)
             # Voting does not wait until it is ready: on a busy machine that takes many seconds.

@@ -21,11 +21,15 @@ from pathlib import Path
 from rich.console import Console
 
 import shoal
+from shoal.node.addresses import INSPECT_PORT_ABOVE
+from shoal.node.backup import KEY_NAME
 from shoal.node.checkpoint_dirs import checkpoint_directories
+from shoal.node.config import load_settings
 from shoal.node.demo_evaluation import evaluate, evaluation_progress
 from shoal.node.demo_processes import claim_directory, log_tail, start_node, stop_nodes
 from shoal.node.demo_watch import Display, Settled, Watched, all_answer, follow, watch_until
 from shoal.node.errors import INTERNAL, OK, UserError
+from shoal.node.identity import Identity
 from shoal.node.inspect_client import open_channel
 from shoal.node.report import Losses, Outcome, build_report, failures, report_view, write_report
 from shoal.node.views import make_console
@@ -125,7 +129,7 @@ def stop_demo(directory: Path) -> int:
 
 
 def _make_mesh(plan: DemoPlan) -> list[str]:
-    """Create the nodes' directories; returns their addresses."""
+    """Create the nodes' directories; returns the addresses where they can be inspected."""
     # These load torch, which `shoal demo --stop` has no use for.
     from shoal.node.founding import create_mesh
     from shoal.node.genesis import MeshParameters
@@ -150,7 +154,7 @@ def _make_mesh(plan: DemoPlan) -> list[str]:
         seed=plan.seed,
         names=[directory.name for directory in plan.node_directories],
     )
-    return [f"127.0.0.1:{port}" for port in ports]
+    return [f"127.0.0.1:{port + INSPECT_PORT_ABOVE}" for port in ports]
 
 
 async def _train(
@@ -236,8 +240,13 @@ def _leave_running(plan: DemoPlan, addresses: Sequence[str], console: Console) -
     console.print("\nthe mesh was started again and goes on:")
     for directory, address in zip(plan.node_directories, addresses, strict=True):
         console.print(f"  {directory.name}  {address}  log: {directory}/node.log")
-    console.print(f"watch:  shoal status {addresses[0]} --watch")
-    console.print(f"join:   shoal join {addresses[0]} --dir runs/fifth")
+    first = plan.node_directories[0]
+    contact = Identity.load(first / KEY_NAME).node_id.hex()
+    join = load_settings(first).node.join_advertised
+    console.print(f"watch:  shoal status {first} --watch", soft_wrap=True)
+    console.print(
+        f"join:   shoal join {join} --trust-id {contact} --dir runs/fifth", soft_wrap=True
+    )
     console.print(f"stop:   shoal demo --stop --directory {plan.directory}")
 
 

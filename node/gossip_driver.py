@@ -177,7 +177,7 @@ class GossipDriver:
     async def _download(self, peer: bytes, item: DeltaReference) -> Delta:
         limit_bytes = BLOB_OVERHEAD_BYTES + self._model.frame_bytes_max
         blob = await bulk.fetch_delta(
-            self._links.stub(self._links.record(peer).address),
+            self._links.stub(peer),
             self._model.mesh_id,
             item,
             limit_bytes=limit_bytes,

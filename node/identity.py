@@ -5,10 +5,13 @@ shown as if they had been signed for another (consensus.md 1.9). The private key
 module only as signatures.
 """
 
+import base64
+import binascii
 import os
 import stat
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -25,6 +28,22 @@ LINK_DOMAIN = b"SHOAL-LINK\x01"
 def short(node_id: bytes) -> str:
     """Return the first eight hex digits of an id: enough for a person to tell members apart."""
     return node_id.hex()[:8]
+
+
+def id_text(node_id: bytes) -> str:
+    """An id in 52 lower-case characters, which fit into a label of a DNS name; hex would not."""
+    return base64.b32encode(node_id).decode().rstrip("=").lower()
+
+
+def parse_id_text(text: str) -> bytes:
+    """The id that `id_text` wrote; raises ValueError for any other text, be it as similar."""
+    try:
+        node_id = base64.b32decode(text.upper() + "====")
+    except binascii.Error:
+        node_id = b""
+    if len(node_id) != ID_BYTES or id_text(node_id) != text:
+        raise ValueError("not a node id in 52 characters of base32")
+    return node_id
 
 
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
@@ -51,14 +70,47 @@ class Identity:
         """Return the 64-byte Ed25519 signature over `message`, which begins with its domain."""
         return self._key.sign(message)
 
+    def certify(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        """Sign a certificate. What is signed begins with a DER tag, which no domain begins with."""
+        return builder.sign(self._key, None)
+
+    def encrypted(self, passphrase: bytes) -> bytes:
+        """The key as PKCS8 in PEM, to be read with the passphrase only."""
+        return self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(passphrase),
+        )
+
+    @classmethod
+    def decrypted(cls, pem: bytes, passphrase: bytes) -> "Identity":
+        """The key of `encrypted`; raises ValueError for a wrong passphrase or another content."""
+        try:
+            key = serialization.load_pem_private_key(pem, password=passphrase)
+        except (TypeError, UnsupportedAlgorithm) as error:
+            raise ValueError(str(error)) from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ValueError("not an Ed25519 key")
+        return cls(key)
+
+    @classmethod
+    def generate(cls) -> "Identity":
+        """A new key that is nowhere but in memory."""
+        return cls(Ed25519PrivateKey.generate())
+
     @classmethod
     def create(cls, path: Path) -> "Identity":
         """Make a new key and write it to `path`, readable by its owner only.
 
         Raises UserError where a key is there already: overwriting one would lose an identity.
         """
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(
+        identity = cls.generate()
+        identity.write(path)
+        return identity
+
+    def write(self, path: Path) -> None:
+        """Write the key to a new file, readable by its owner only; raises UserError."""
+        pem = self._key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
@@ -71,7 +123,6 @@ class Identity:
             file.write(pem)
             file.flush()
             os.fsync(file.fileno())
-        return cls(key)
 
     @classmethod
     def load(cls, path: Path) -> "Identity":

@@ -4,14 +4,17 @@ Every call has a deadline, and what goes wrong becomes one line that says what t
 """
 
 import math
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shoal.node.config import split_address
+from shoal.node.addresses import split_address, split_peer
+from shoal.node.config import load_settings
 from shoal.node.errors import PeerError, UnreachableError, UserError
 from shoal.node.screen import Screen, sound
 from shoal.node.strict_channel import StrictChannel
@@ -37,6 +40,7 @@ STATUSES = Screen(
         "StatusReply.rejected": 1024,
         "StatusReply.sent_bytes": 64,
         "StatusReply.received_bytes": 64,
+        "StatusReply.warnings": 16,
     },
     unknown_max=64,
 )
@@ -48,13 +52,35 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to host:port; raises UserError when that is not an address."""
+def open_channel(address: str, member: Path | None = None) -> grpc.aio.Channel:
+    """A channel to where a node can be inspected: host:port, or the node's directory.
+
+    member: the directory of a node that asks as a member, from anywhere; then it is ID@host:port of
+    the other's members' port. Raises UserError when it is none of these.
+    """
+    if member is not None:
+        return _as_member(address, member)
+    if Path(address).is_dir():
+        address = load_settings(Path(address)).node.inspect_listen
     try:
         split_address(address)
     except ValueError as error:
         raise UserError(str(error)) from None
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+def _as_member(target: str, member: Path) -> grpc.aio.Channel:
+    # With what it needs, which `shoal status` of this machine does not.
+    from shoal.node.certificates import issue_leaf
+    from shoal.node.channels import open_channel as open_secured
+    from shoal.node.identity import Identity
+
+    try:
+        peer, address = split_peer(target)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    leaf = issue_leaf(Identity.load(member / "identity.key"), time.time())
+    return open_secured(address, peer, leaf)
 
 
 def _stub(channel: grpc.aio.Channel) -> "InspectAsyncStub":
@@ -64,9 +90,11 @@ def _stub(channel: grpc.aio.Channel) -> "InspectAsyncStub":
     return stub
 
 
-async def fetch_status(address: str, *, deadline_s: float = DEADLINE_S) -> StatusReply:
+async def fetch_status(
+    address: str, *, member: Path | None = None, deadline_s: float = DEADLINE_S
+) -> StatusReply:
     """The node's state now; raises UnreachableError."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, member) as channel:
         return await ask_status(channel, address, deadline_s=deadline_s)
 
 
@@ -83,9 +111,11 @@ async def ask_status(
         raise UnreachableError(f"what {address} answers is no node's status: {error}") from None
 
 
-async def watch_status(address: str, *, interval_ms: int = 1000) -> AsyncIterator[StatusReply]:
+async def watch_status(
+    address: str, *, member: Path | None = None, interval_ms: int = 1000
+) -> AsyncIterator[StatusReply]:
     """The node's state again and again until the node ends; raises UnreachableError then."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, member) as channel:
         # The stream itself has no deadline, so the first question is asked with one.
         yield await ask_status(channel, address)
         request = inspect_pb2.WatchRequest(interval_ms=interval_ms)
@@ -121,7 +151,7 @@ def explain_failure(
     if code is grpc.StatusCode.UNAVAILABLE:
         return UnreachableError(
             f"no node answers at {address}; start one with `shoal run DIR`, "
-            "or give the address that it printed when it started"
+            "or give its directory or the inspect address that it printed when it started"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(

@@ -1,15 +1,16 @@
 """Becoming a member: fetch and verify a mesh, write a node's directory, ask to be let in.
 
-What a stranger sends is believed only as far as it can be checked: the genesis by its hash (the
-mesh id, which `--mesh` pins), the newest checkpoint by its certificate of Q validators' signatures
-and by the Merkle root of its anchor.
+The contact has to prove the id that the joiner was told; trusting whoever answers takes a flag.
+What it sends is believed only as far as it can be checked: the genesis by its hash (the mesh id,
+which `--mesh` pins), the newest checkpoint by its certificate of Q validators' signatures and by
+the Merkle root of its anchor.
 """
 
 import asyncio
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,19 @@ import structlog
 from shoal.consensus.errors import ConsensusError
 from shoal.gossip.errors import GossipError
 from shoal.node import bulk
-from shoal.node.bulk_wire import GenesisParts
+from shoal.node.addresses import split_address
+from shoal.node.bulk_wire import Contact, GenesisParts
 from shoal.node.certified import (
     Certifier,
     check_state,
     write_checkpoint,
 )
+from shoal.node.channels import open_channel
 from shoal.node.checkpoints import CheckpointStore
-from shoal.node.config import CONFIG_NAME, document_settings, split_address
+from shoal.node.config import CONFIG_NAME, document_settings
 from shoal.node.errors import PeerError, UnreachableError, UserError
 from shoal.node.fetch import fetch_checkpoint
+from shoal.node.first_use import who_answers
 from shoal.node.genesis import (
     TOKENIZER_FILE_BYTES_MAX,
     Genesis,
@@ -36,8 +40,6 @@ from shoal.node.genesis import (
     write_genesis,
 )
 from shoal.node.identity import Identity, short
-from shoal.node.inspect_client import fetch_status
-from shoal.node.links import CHANNEL_OPTIONS, Links
 from shoal.node.meters import Meters
 from shoal.node.pieces import PieceDirectory, assemble, write_durably
 from shoal.node.presets import Preset, with_preset
@@ -53,17 +55,18 @@ NO_PRESET = Preset(mesh={}, settings={})
 CONNECT_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 5.0
 _ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
-# So many members besides its contact and the founders does a joiner ask, and remember.
-OTHERS_MAX = 16
 
 
-async def ask_to_join(links: Links, addresses: Sequence[str], operation: bytes) -> bool:
-    """Send a signed Join to the first address that takes it; membership follows when ordered."""
-    for address in addresses:
+async def ask_to_join(contacts: Sequence[tuple[bytes, str]], operation: bytes) -> bool:
+    """Send a signed Join to the first join port that takes it; membership follows when ordered.
+
+    contacts: whose join ports, and their addresses.
+    """
+    for peer, address in contacts:
         try:
-            reply = await links.stub(address).Join(
-                JoinRequest(operation=operation), timeout=ASK_TIMEOUT_S
-            )
+            async with open_channel(address, peer, None) as channel:
+                request = JoinRequest(operation=operation)
+                reply = await strict_stub(channel).Join(request, timeout=ASK_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             log.info("join.unanswered", address=address, why=error.code().name)
             continue
@@ -81,7 +84,7 @@ async def join_mesh(
     advertise: str,
     data: str,
     mesh_id: str | None,
-    insecure: bool,
+    contact: bytes | None,
     preset: Preset = NO_PRESET,
     flags: Mapping[str, object] | None = None,
 ) -> None:
@@ -91,34 +94,28 @@ async def join_mesh(
     the chunks that have come and a checkpoint that is whole. node.toml is written last and at
     once, so a directory that has one is a node.
 
+    contact: the id that must answer at `address`, which is a join port; None trusts whoever does.
+
     Raises UnreachableError when nobody answers, UserError when what answers is not the mesh that
     was named or that the directory is of, or does not hold together. In those cases nothing new is
     left behind but chunks.
     """
     pinned = _parse_mesh_id(mesh_id)
-    channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    try:
-        try:
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
-        except TimeoutError:
-            raise UnreachableError(
-                f"no node answers at {address}; check the address and that the node is running"
-            ) from None
-        stub = strict_stub(channel)
+    async with _connected(address, contact) as (contact, stub):
         try:
             genesis, parts, anchor = await _fetch_genesis(stub, pinned)
             _require_same_mesh(directory, genesis)
             certifier = Certifier(genesis)
-            others = await _others(address)
-            part = await _fetch_newest(
-                [address, *others], genesis, certifier, directory / "checkpoints"
-            )
+            others = await _acquaintances(stub, genesis.mesh_id)
+            # Where the contact was reached counts for more than what it says of itself.
+            known = {contact: address}
+            for each in others:
+                known.setdefault(each.node_id, each.join_address)
+            part = await _fetch_newest(known, genesis, certifier, directory / "checkpoints")
         except bulk.FetchFailed as error:
             raise UnreachableError(f"{address} did not deliver the mesh: {error}") from None
         except (PeerError, GossipError, ConsensusError) as error:
             raise UserError(f"what {address} sent is not to be trusted: {error}") from None
-    finally:
-        await channel.close()
     await asyncio.to_thread(
         _write_directory,
         directory,
@@ -133,13 +130,29 @@ async def join_mesh(
                 "node.name": directory.name,
                 "node.listen": listen,
                 "node.advertise": advertise,
-                "node.insecure": insecure,
-                "node.peers": [address, *others],
+                "node.peers": [f"{each.node_id.hex()}@{each.address}" for each in others],
+                "node.contacts": [f"{peer.hex()}@{each}" for peer, each in known.items()],
                 "train.data": data,
             },
             flags,
         ),
     )
+
+
+@asynccontextmanager
+async def _connected(
+    address: str, contact: bytes | None
+) -> "AsyncIterator[tuple[bytes, MeshAsyncStub]]":
+    """Who the contact is, and a client of its join port; raises UserError, UnreachableError."""
+    if contact is None:
+        contact = await asyncio.to_thread(who_answers, address, CONNECT_TIMEOUT_S)
+        log.warning("join.trusting-first-use", address=address, id=contact.hex())
+    async with open_channel(address, contact, None) as channel:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
+        except TimeoutError:
+            raise await asyncio.to_thread(_why_not, address, contact) from None
+        yield contact, strict_stub(channel)
 
 
 def _require_same_mesh(directory: Path, genesis: Genesis) -> None:
@@ -234,37 +247,49 @@ async def _fetch_genesis(
     return genesis, parts, anchor
 
 
-async def _others(address: str) -> list[str]:
-    """Members that the contact has a link to now: those that joined after the mesh was founded.
+def _why_not(address: str, contact: bytes) -> UserError:
+    """What stands in the way: nobody there, or somebody else."""
+    try:
+        found = who_answers(address, CONNECT_TIMEOUT_S)
+    except UnreachableError as error:
+        return error
+    return UserError(
+        f"{short(found)} answers at {address}, not {short(contact)}; check the address and the "
+        "--trust-id you were given"
+    )
+
+
+async def _acquaintances(stub: "MeshAsyncStub", mesh_id: bytes) -> list[Contact]:
+    """The contact itself and the members that it has links to now, also those that joined later.
 
     It may name whom it likes: what they send is checked like everything else.
     """
     try:
-        status = await fetch_status(address)
-    except UnreachableError as error:
+        said = await bulk.fetch_contacts(stub, mesh_id)
+    except (bulk.FetchFailed, PeerError) as error:
         log.info("join.members-unknown", why=str(error))
         return []
-    found = []
-    for peer in status.peers:
-        # A stranger's text that will stand in node.toml.
-        if peer.state != "connected" or not _ADDRESS.fullmatch(peer.address):
-            continue
-        with suppress(ValueError):
-            split_address(peer.address)
-            found.append(peer.address)
-    found = [each for each in found if each != address]
-    return list(dict.fromkeys(found))[:OTHERS_MAX]
+    return [each for each in said if _is_sound(each)]
+
+
+def _is_sound(said: Contact) -> bool:
+    """Whether a stranger's text may stand in node.toml."""
+    for address in (said.address, said.join_address):
+        if not _ADDRESS.fullmatch(address):
+            return False
+        try:
+            split_address(address)
+        except ValueError:
+            return False
+    return True
 
 
 async def _fetch_newest(
-    known: Sequence[str], genesis: Genesis, certifier: Certifier, directory: Path
+    known: Mapping[bytes, str], genesis: Genesis, certifier: Certifier, directory: Path
 ) -> PieceDirectory | None:
-    """The newest checkpoint in pieces, from everybody whose address is known; None while there is
-    none that is newer than what lies here whole."""
-    addresses = dict.fromkeys([*known, *(founder.address for founder in genesis.founders)])
-    channels = {
-        each: grpc.aio.insecure_channel(each, options=CHANNEL_OPTIONS) for each in addresses
-    }
+    """The newest checkpoint in pieces, from everybody whose join port is known; None while there
+    is none that is newer than what lies here whole."""
+    channels = {short(peer): open_channel(each, peer, None) for peer, each in known.items()}
     try:
         return await fetch_checkpoint(
             mesh_id=genesis.mesh_id,

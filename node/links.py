@@ -5,29 +5,34 @@ moment, so that two nodes that start together normally end with one stream; a se
 harm, because everything that travels here may arrive twice.
 
 Of what waits to be sent, consensus goes before gossip (lanes.py).
+
+TLS has proved who the other side is before the first frame (trust.py, gate.py), and the handshake
+of a link must name the same node: a connection speaks for one member only. A link ends when its
+peer is no member any more, and when the leaf that it was made with is too old.
 """
 
 import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import structlog
 
+from shoal.node.boots import Boots
+from shoal.node.certificates import Presented
+from shoal.node.channels import Channels
 from shoal.node.conduct import Conduct
 from shoal.node.errors import PeerError
 from shoal.node.identity import Identity, link_proof_bytes, short, verify
 from shoal.node.lanes import Lanes
 from shoal.node.meters import Meters
 from shoal.node.screen import sound
-from shoal.node.statements import NONCE_BYTES, Boot, eviction, parse_boot
-from shoal.node.strict import strict_stub
+from shoal.node.trust import Trust
 from shoal.node.wire import (
-    MESSAGE_BYTES_MAX,
     PROTOCOL_VERSION,
     Frame,
     Hello,
@@ -54,16 +59,6 @@ POLITE_DELAY_S = 1.0
 # Of one peer; two are normal where both have dialled.
 LINKS_MAX = 4
 
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
-
 
 class Stream(Protocol):
     """Either end of a gRPC stream of frames: a client's call, or a servicer's context."""
@@ -80,6 +75,7 @@ class PeerRecord:
     """What is known about one member as a neighbour; it outlives the links."""
 
     address: str = ""
+    join_address: str = ""
     state: str = "unreachable"
     round_trip_ms: float = 0.0
     sent_bytes: int = 0
@@ -92,6 +88,12 @@ class PeerRecord:
 class _Link:
     peer: bytes
     stream: Stream
+    # When the leaf that this link rests on must be replaced, in seconds since 1970.
+    good_until: float
+    # Done when the link has to end, with the reason where the peer is to be told one.
+    cut: asyncio.Future[str] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
     lanes: Lanes = field(default_factory=Lanes)
     heard_at: float = 0.0
 
@@ -105,32 +107,34 @@ class Links:
         identity: Identity,
         mesh_id: bytes,
         address: str,
+        join_address: str = "",
         meters: Meters,
         boot: int,
-        is_member: Callable[[bytes], bool],
+        trust: Trust,
         on_up: Callable[[bytes], None],
         on_down: Callable[[bytes], None],
         on_message: Callable[[bytes, LinkMessage], None],
         on_evidence: Callable[[bytes], None],
     ) -> None:
-        """`boot` counts the starts of this key; `on_evidence` takes an operation that evicts."""
+        """`boot` counts the starts of this key; `on_evidence` takes an operation that evicts.
+
+        address, join_address: where others dial this node, as members and as newcomers.
+        """
         self._identity = identity
         self._mesh_id = mesh_id
         self._address = address
+        self._join_address = join_address
         self._meters = meters
-        self._is_member = is_member
+        self.trust = trust
         self._on_up = on_up
         self._on_down = on_down
         self._on_message = on_message
-        self._on_evidence = on_evidence
-        mine = Boot(identity.node_id, boot, secrets.token_bytes(NONCE_BYTES))
-        self._boot = mine.statement(identity.sign(mine.signed_bytes(mesh_id)))
-        # The newest boot that each peer has shown us, with its signed statement.
-        self._boots: dict[bytes, tuple[Boot, bytes]] = {}
+        self._boots = Boots(identity, mesh_id, boot, on_evidence)
         self._links: dict[bytes, list[_Link]] = {}
         self._conduct = Conduct()
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._dialers: dict[str, asyncio.Task[None]] = {}
+        self._channels = Channels(trust)
+        trust.watchers.append(self.refresh)
+        self._dialers: dict[tuple[str, bytes], asyncio.Task[None]] = {}
         self.peers: dict[bytes, PeerRecord] = {}
 
     @property
@@ -142,13 +146,9 @@ class Links:
         """Return what is known about `peer`."""
         return self.peers.setdefault(peer, PeerRecord())
 
-    def stub(self, address: str) -> "MeshAsyncStub":
-        """Return a client for the node at `address`, on its long-lived channel."""
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-            self._channels[address] = channel
-        return strict_stub(channel)
+    def stub(self, peer: bytes, address: str = "") -> "MeshAsyncStub":
+        """Return a client for `peer`, on its long-lived channel; "" is where it was dialled."""
+        return self._channels.stub(peer, address or self.record(peer).address)
 
     def send(self, peer: bytes, message: LinkMessage) -> bool:
         """Queue `message` for `peer`; False where there is no link."""
@@ -163,17 +163,26 @@ class Links:
         for peer in peers:
             self.send(peer, message)
 
-    def dial(self, targets: dict[str, bytes | None]) -> None:
-        """Keep links to these addresses (with the id expected there), and stop dialling others."""
-        for address in set(self._dialers) - set(targets):
-            self._dialers.pop(address).cancel()
-        for address, expected in targets.items():
-            if expected is not None:
-                self.record(expected).address = address
-            if address not in self._dialers:
-                self._dialers[address] = asyncio.create_task(
-                    self._dial_forever(address, expected), name=f"dial {address}"
-                )
+    def dial(self, targets: Mapping[str, bytes]) -> None:
+        """Keep links to these addresses, with the id that must answer there, and stop dialling
+        others."""
+        wanted = set(targets.items())
+        for target in set(self._dialers) - wanted:
+            self._dialers.pop(target).cancel()
+        for address, expected in wanted - set(self._dialers):
+            self.record(expected).address = address
+            self._dialers[address, expected] = asyncio.create_task(
+                self._dial_forever(address, expected), name=f"dial {address}"
+            )
+
+    def refresh(self) -> None:
+        """End the links that must not go on: of those who are out, and those on old leaves."""
+        now, trusted = self.trust.now(), self.trust.trusted
+        for peer, links in self._links.items():
+            for link in links:
+                if not link.cut.done() and (peer not in trusted or now >= link.good_until):
+                    log.info("link.cut", peer=short(peer), member=peer in trusted)
+                    link.cut.set_result("" if peer in trusted else "not-a-member")
 
     async def close(self) -> None:
         """Stop dialling and close every channel."""
@@ -181,70 +190,85 @@ class Links:
             task.cancel()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
         self._dialers.clear()
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
-    async def _dial_forever(self, address: str, expected: bytes | None) -> None:
+    async def _dial_forever(self, address: str, peer: bytes) -> None:
         backoff_s = BACKOFF_S[0]
-        if expected is not None and self._identity.node_id > expected:
+        if self._identity.node_id > peer:
             await asyncio.sleep(POLITE_DELAY_S)
         while True:
-            if expected is None or expected not in self._links:
-                peer = await self._dial_once(address, expected)
-                backoff_s = BACKOFF_S[0] if peer is not None else backoff_s
-                expected = expected or peer
+            if peer not in self._links and await self._dial_once(address, peer):
+                backoff_s = BACKOFF_S[0]
             await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))
             backoff_s = min(backoff_s * 1.6, BACKOFF_S[1])
 
-    async def _dial_once(self, address: str, expected: bytes | None) -> bytes | None:
-        """Hold one dialled link until it ends; returns who was there, None when nobody was."""
-        reached = None
+    async def _dial_once(self, address: str, peer: bytes) -> bool:
+        """Hold one dialled link until it ends; returns whether it came about."""
+        reached = False
         try:
-            call = self.stub(address).Link()
+            # Our leaf is replaced before it has expired, and then so are the links made with it.
+            good_until = self.trust.leaf.rotate_at
+            call = self.stub(peer, address).Link()
             try:
-                reached = await self._handshake(call, expected)
-                self.record(reached).address = address
-                await self._hold(_Link(reached, call))
+                await self._handshake(call, peer)
+                reached = True
+                self.record(peer).address = address
+                await self._hold(_Link(peer, call, good_until))
             finally:
                 call.cancel()
         except grpc.aio.AioRpcError as error:
-            self._note_failure(expected or reached, f"{error.code().name}: {error.details()}")
+            self._note_failure(peer, f"{error.code().name}: {error.details()}")
         except PeerError as error:
             self._meters.rejected[error.reason] += 1
-            self._note_failure(expected or reached, str(error))
+            self._note_failure(peer, str(error))
         except TimeoutError:
-            self._note_failure(expected or reached, "no answer in time")
+            self._note_failure(peer, "no answer in time")
         except asyncio.InvalidStateError as error:
-            self._note_failure(expected or reached, f"the stream ended: {error}")
+            self._note_failure(peer, f"the stream ended: {error}")
+        except asyncio.CancelledError:
+            # Closing a channel cancels its calls; that is not the end of this dialler.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._note_failure(peer, "the connection was closed here")
         return reached
 
-    def _note_failure(self, peer: bytes | None, why: str) -> None:
-        if peer is not None:
-            record = self.record(peer)
-            if record.last_error != why:
-                log.info("link.failed", peer=short(peer), why=why)
-            record.last_error = why
+    def _note_failure(self, peer: bytes, why: str) -> None:
+        record = self.record(peer)
+        if record.last_error != why:
+            log.info("link.failed", peer=short(peer), why=why)
+        record.last_error = why
 
     def blame(self, peer: bytes, reason: str) -> None:
         """A neighbour sent what was refused for this reason; too much of it ends its links."""
         if self._conduct.strike(peer, reason, asyncio.get_running_loop().time()):
             log.warning("peer.cut-off", peer=short(peer), why=reason)
 
-    async def serve(self, stream: Stream, proved: Callable[[], None] = lambda: None) -> None:
+    async def serve(
+        self, stream: Stream, caller: Presented, proved: Callable[[], None] = lambda: None
+    ) -> None:
         """Hold a link that a neighbour dialled, until it ends; raises PeerError to refuse it.
 
-        proved: called once it is known who that is.
-        """
-        peer = await self._handshake(stream, None)
-        if len(self._links.get(peer, ())) >= LINKS_MAX:
-            raise PeerError("too-many-links", short(peer))
-        proved()
-        await self._hold(_Link(peer, stream))
 
-    async def _handshake(self, stream: Stream, expected: bytes | None) -> bytes:
-        """Prove both identities to each other; returns the other side's."""
+        caller: whose leaf TLS was made with; proved: called once the handshake is done.
+        """
+        await self._handshake(stream, caller.node_id)
+        if len(self._links.get(caller.node_id, ())) >= LINKS_MAX:
+            raise PeerError("too-many-links", short(caller.node_id))
+        proved()
+        await self._hold(_Link(caller.node_id, stream, caller.not_after))
+
+    async def _handshake(self, stream: Stream, expected: bytes) -> None:
+        """Prove both identities to each other, where the other side has to be `expected`."""
         nonce = secrets.token_bytes(32)
-        mine = Hello(PROTOCOL_VERSION, self._mesh_id, self._identity.node_id, nonce, self._address)
+        mine = Hello(
+            PROTOCOL_VERSION,
+            self._mesh_id,
+            self._identity.node_id,
+            nonce,
+            self._address,
+            self._join_address,
+        )
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             await stream.write(make_frame(mine))
             theirs = _expect(Hello, await stream.read())
@@ -254,41 +278,24 @@ class Links:
                 raise PeerError("wrong-mesh", theirs.mesh_id.hex()[:16])
             if theirs.node_id == self._identity.node_id:
                 raise PeerError("own-key", "another process uses this node's key, or a loop")
-            if expected is not None and theirs.node_id != expected:
-                raise PeerError("wrong-identity", f"{short(theirs.node_id)} answers there")
-            if not self._is_member(theirs.node_id):
+            if theirs.node_id != expected:
+                says = f"TLS proved {short(expected)}, and it says that it is "
+                raise PeerError("wrong-identity", says + short(theirs.node_id))
+            if not self.trust.admits(theirs.node_id):
                 raise PeerError("not-a-member", short(theirs.node_id))
             self._conduct.require_welcome(theirs.node_id, asyncio.get_running_loop().time())
             signed = link_proof_bytes(
                 self._mesh_id, self._identity.node_id, theirs.node_id, theirs.nonce
             )
-            await stream.write(make_frame(Proof(self._identity.sign(signed), self._boot)))
+            await stream.write(make_frame(Proof(self._identity.sign(signed), self._boots.own)))
             proof = _expect(Proof, await stream.read())
         claim = link_proof_bytes(self._mesh_id, theirs.node_id, self._identity.node_id, nonce)
         if not verify(theirs.node_id, claim, proof.signature):
             raise PeerError("bad-signature", "the proof of a link")
-        self._check_boot(theirs.node_id, proof.boot)
-        if theirs.address and not self.record(theirs.node_id).address:
-            self.record(theirs.node_id).address = theirs.address
-        return theirs.node_id
-
-    def _check_boot(self, peer: bytes, statement: bytes) -> None:
-        """Raise PeerError for a process that another one with the same key has replaced.
-
-        A later boot replaces an earlier one. Two nonces for one boot are two processes that run
-        with one key: both statements are signed, so they are evidence.
-        """
-        boot = parse_boot(statement, self._mesh_id)
-        if boot is None or boot.node_id != peer:
-            raise PeerError("bad-signature", "the boot of a link")
-        known = self._boots.get(peer)
-        if known is not None and boot.count < known[0].count:
-            raise PeerError("stale-boot", f"{short(peer)} has started again since")
-        if known is not None and boot.count == known[0].count and boot.nonce != known[0].nonce:
-            log.warning("evidence", kind="two-processes", signer=short(peer))
-            self._on_evidence(eviction(peer, known[1], statement))
-            raise PeerError("two-processes", f"two processes use the key of {short(peer)}")
-        self._boots[peer] = (boot, statement)
+        self._boots.check(theirs.node_id, proof.boot)
+        record = self.record(theirs.node_id)
+        record.join_address = theirs.join_address
+        record.address = record.address or theirs.address
 
     async def _hold(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
@@ -305,9 +312,13 @@ class Links:
             for work in (self._read(link), self._write(link), self._watch(link))
         ]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            ends: list[asyncio.Future[Any]] = [*tasks, link.cut]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if link.cut.done() and link.cut.result():
+                raise PeerError(link.cut.result(), f"{short(link.peer)} is out")
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
             for task in tasks:
                 task.cancel()

@@ -15,6 +15,7 @@ import structlog
 from shoal.consensus.changes import Approve, Change, ChangeKind
 from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.replica import Replica
+from shoal.node.addresses import split_peer
 from shoal.node.config import Settings
 from shoal.node.errors import DamagedError
 from shoal.node.genesis import Genesis
@@ -96,18 +97,11 @@ class Membership:
         operation = operation_bytes(replace(join, signature=signature))
         while me not in self._replica.ledger.members:
             self._require_not_evicted()
-            await ask_to_join(self._links, self._addresses(), operation)
+            # Those that it was told of: the ledger here knows no join ports, and may be old.
+            await ask_to_join(
+                [split_peer(each) for each in self._settings.node.contacts], operation
+            )
             await asyncio.sleep(JOIN_INTERVAL_S)
-
-    def _addresses(self) -> list[str]:
-        """Who could hand on a Join: those this node was told of, then all that it knows of.
-
-        The founders may have left long ago; the ledger here may be as old as this node's last run.
-        """
-        members = self._replica.ledger.members.values()
-        founders = self._genesis.founders
-        known = [*self._settings.node.peers, *(m.address for m in members)]
-        return list(dict.fromkeys([*known, *(founder.address for founder in founders)]))
 
     def _belongs(self) -> bool:
         """Whether this node is a member, or a validator that others still count on.

@@ -18,11 +18,13 @@ from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.gossip.delta import Delta
 from shoal.gossip.topology import neighbours
-from shoal.node.bulk_wire import GenesisParts
+from shoal.node.addresses import split_peer
+from shoal.node.bulk_wire import Contact, GenesisParts
 from shoal.node.capture import open_capture
 from shoal.node.certified import Certified, Certifier, certified
 from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
+from shoal.node.company import Company, contacts
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
 from shoal.node.cut_watch import watch_for_cuts
@@ -50,6 +52,7 @@ from shoal.node.status import (
     status_reply,
 )
 from shoal.node.trainer import TrainerProcess, TrainingFailed
+from shoal.node.trust import Trust
 from shoal.node.wire import Announced, ConsensusMessages, LinkMessage, SummaryMessage
 
 log = structlog.get_logger()
@@ -80,23 +83,13 @@ class Node:
         self._model = model
         self._database = database
         self._sequence = sequence
+        self._told = dict(map(split_peer, settings.node.peers))
         self._meters = Meters()
         self._lag = LoopLag()
         self._store = CheckpointStore(settings.node.directory / "checkpoints")
         anchor_bytes = 4 * genesis.schema.layout.total
         self.holdings = open_holdings(settings, anchor_bytes=anchor_bytes, meters=self._meters)
-        self.links = Links(
-            identity=identity,
-            mesh_id=genesis.mesh_id,
-            address=settings.node.advertised,
-            meters=self._meters,
-            boot=database.boots,
-            is_member=self._is_member,
-            on_evidence=lambda operation: self._consensus.submit(operation),
-            on_up=self._on_up,
-            on_down=lambda peer: self._gossip.link_down(peer),
-            on_message=self._on_message,
-        )
+        self.links = self._make_links(database.boots)
         self._gossip = GossipDriver(
             model=model,
             links=self.links,
@@ -134,6 +127,24 @@ class Node:
     def meters(self) -> Meters:
         """The node's counters."""
         return self._meters
+
+    def _make_links(self, boot: int) -> Links:
+        company = Company(
+            lambda: self._consensus.replica, me=self._identity.node_id, told=self._told
+        )
+        return Links(
+            identity=self._identity,
+            mesh_id=self.mesh_id,
+            address=self._settings.node.advertised,
+            join_address=self._settings.node.join_advertised,
+            meters=self._meters,
+            boot=boot,
+            trust=Trust(self._identity, company.trusted),
+            on_evidence=lambda operation: self._consensus.submit(operation),
+            on_up=self._on_up,
+            on_down=lambda peer: self._gossip.link_down(peer),
+            on_message=self._on_message,
+        )
 
     def _make_checkpointer(self) -> Checkpointer:
         return Checkpointer(
@@ -227,11 +238,6 @@ class Node:
         self._gossip.link_up(peer)
         self._consensus.linked(peer)
 
-    def _is_member(self, peer: bytes) -> bool:
-        """A validator that has left is heard until its epoch ends: its vote may be needed."""
-        replica = self._consensus.replica
-        return peer in replica.ledger.members or peer in replica.validators.keys
-
     # --- running --------------------------------------------------------------------------------
 
     async def run(self, trainer: TrainerProcess | None) -> None:
@@ -247,6 +253,7 @@ class Node:
         self._consensus.start(int.from_bytes(applied, "big") if applied else 0)
         works: list[Coroutine[Any, Any, None]] = [
             self._lag.run(),
+            self.links.trust.run(),
             self._gossip.run(),
             self._consensus.run(),
             self._checkpointer.run(),
@@ -315,12 +322,12 @@ class Node:
             wanted = set(neighbours(members, me, self.mesh_id, self._settings.gossip.degree)) | set(
                 self._consensus.replica.validators.keys
             )
-            targets: dict[str, bytes | None] = {
+            targets = {
                 members[peer].address: peer for peer in sorted(wanted - {me}) if peer in members
             }
             if not self.links.connected:
-                for address in self._settings.node.peers:
-                    targets.setdefault(address, None)
+                for peer, address in self._told.items():
+                    targets.setdefault(address, peer)
             self.links.dial(targets)
             await asyncio.sleep(DIAL_INTERVAL_S)
 
@@ -369,6 +376,10 @@ class Node:
         path = self._settings.node.directory / "genesis" / "anchor.bin"
         anchor = await asyncio.to_thread(path.read_bytes)
         return GenesisParts(self._genesis.document, len(anchor), self._tokenizer), anchor
+
+    def contacts(self) -> list[Contact]:
+        """Return the members that this node can tell newcomers of."""
+        return contacts(self._identity.node_id, self._settings.node, self.links)
 
     async def submit(self, operation: bytes) -> str:
         """Hand a signed operation to the validators; returns "" or why not."""

@@ -15,30 +15,30 @@ import grpc
 from shoal.consensus.changes import Change, ChangeKind
 from shoal.consensus.quorum import quorum
 from shoal.consensus.records import Leave, operation_bytes
+from shoal.node.channels import own_channel
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
 from shoal.node.genesis import MeshParameters, load_genesis
 from shoal.node.identity import Identity
 from shoal.node.inspect_client import fetch_status
-from shoal.node.links import CHANNEL_OPTIONS
 from shoal.node.membership import approval
 from shoal.node.mesh_parameters import change_to, differences
 from shoal.node.parameter_change import MeshAnswer, changed
+from shoal.node.strict import strict_stub
 from shoal.proto import inspect_pb2
 from shoal.proto.inspect_pb2 import StatusReply
 from shoal.proto.mesh_pb2 import JoinRequest
-from shoal.proto.mesh_pb2_grpc import MeshStub
 
 ANSWER_TIMEOUT_S = 5.0
 # Below so many validators none may fail.
 FAULT_TOLERANT = 4
 
 
-async def _submit(address: str, operation: bytes) -> None:
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+async def _submit(address: str, identity: Identity, operation: bytes) -> None:
+    async with own_channel(address, identity, time.time()) as channel:
         try:
             request = JoinRequest(operation=operation)
-            reply = await MeshStub(channel).Join(request, timeout=ANSWER_TIMEOUT_S)
+            reply = await strict_stub(channel).Join(request, timeout=ANSWER_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise UnreachableError(f"{address} did not answer: {error.code().name}") from None
     if not reply.accepted:
@@ -65,7 +65,7 @@ async def _own(directory: Path) -> tuple[Identity, bytes, str, StatusReply]:
     identity = Identity.load(directory / "identity.key")
     genesis, _, _ = load_genesis(directory / "genesis")
     address = settings.node.listen
-    status = await fetch_status(address)
+    status = await fetch_status(settings.node.inspect_listen)
     if status.node_id != identity.node_id.hex():
         raise UserError(f"another node runs at {address}; start this one: shoal run {directory}")
     return identity, genesis.mesh_id, address, status
@@ -92,7 +92,8 @@ def leave(directory: Path, *, force: bool) -> str:
             raise UserError(warning)
         unsigned = Leave(member=identity.node_id, time_ms=time.time_ns() // 1_000_000)
         signature = identity.sign(unsigned.signed_bytes(mesh_id))
-        await _submit(address, operation_bytes(replace(unsigned, signature=signature)))
+        operation = operation_bytes(replace(unsigned, signature=signature))
+        await _submit(address, identity, operation)
         return "leaving; the node stops by itself when the others no longer need it"
 
     return asyncio.run(work())
@@ -108,7 +109,7 @@ def approve(directory: Path, kind: ChangeKind, member: str, *, force: bool = Fal
             raise UserError(warning)
         change = Change(kind, _member(member, status))
         operation = approval(identity, mesh_id, status.consensus.epoch, change)
-        await _submit(address, operation)
+        await _submit(address, identity, operation)
         needed = quorum(status.consensus.validators)
         return f"approved; it happens when {needed} of {status.consensus.validators} have done so"
 
@@ -140,7 +141,7 @@ def approve_parameters(directory: Path, settings: Mapping[str, str]) -> str:
         if after == answer.decided:
             return f"decided already: {what}; it holds from the next epoch on"
         operation = approval(identity, mesh_id, answer.epoch, change_to(after))
-        await _submit(address, operation)
+        await _submit(address, identity, operation)
         validators = status.consensus.validators
         return (
             f"approved in epoch {answer.epoch}: {what}; it holds from the next epoch on, which "

@@ -7,14 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names, split_address
+from shoal.node.addresses import parse_node_id, split_address
+from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names
 from shoal.node.errors import UserError
 from shoal.node.founding import create_mesh
 from shoal.node.genesis import MeshParameters
+from shoal.node.identity import Identity
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset, apply_preset, check_names, load_preset
 
 _MODEL_FILE_BYTES_MAX = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MadeMesh:
+    """A mesh that has been made: the first node's join port and id let others in."""
+
+    mesh_id: str
+    directories: list[Path]
+    contact: str
+    contact_id: str
 
 
 def make_mesh(
@@ -28,8 +40,8 @@ def make_mesh(
     seed: int,
     preset: Path | None,
     flags: Mapping[str, object],
-) -> tuple[str, list[Path]]:
-    """Create directory/node0 and so on; returns the mesh id in hex and the nodes' directories.
+) -> MadeMesh:
+    """Create directory/node0 and so on.
 
     host: "{index}" in it is the node's number; then all have the same port.
     flags: further settings by dotted name, for each node.toml.
@@ -58,18 +70,21 @@ def make_mesh(
     )
     for node in made:
         apply_preset(chosen, node, flags)
-    return mesh_id.hex(), made
+    contact = Identity.load(made[0] / "identity.key").node_id.hex()
+    address = load_settings(made[0]).node.join_advertised
+    return MadeMesh(mesh_id.hex(), made, address, contact)
 
 
 def join_and_configure(
     address: str,
     directory: Path,
     *,
+    trust_id: str | None,
+    first_use: bool,
     mesh_id: str | None,
     data: str,
     listen: str | None,
     advertise: str,
-    insecure: bool,
     preset: Path | None,
     flags: Mapping[str, object],
 ) -> Settings:
@@ -85,13 +100,20 @@ def join_and_configure(
 
     try:
         split_address(address)
+        trusted = parse_node_id(trust_id) if trust_id is not None else None
     except ValueError as error:
         raise UserError(str(error)) from None
+    if (trusted is None) != first_use:
+        raise UserError(
+            "say who must answer there with --trust-id ID, which `shoal init` and `shoal identity "
+            "show` print on the other side; or, but whoever is on the path can then pretend to be "
+            "the mesh, --insecure-first-use"
+        )
     if (directory / CONFIG_NAME).exists():
         raise UserError(f"{directory} is a node already; start it with: shoal run {directory}")
     chosen = load_preset(preset)
     listen = listen or free_address()
-    wanted = {"node.listen": listen, "node.advertise": advertise, "node.insecure": insecure}
+    wanted = {"node.listen": listen, "node.advertise": advertise}
     load_settings(None, {**chosen.settings, **wanted, **flags})
     asyncio.run(
         join_mesh(
@@ -101,7 +123,7 @@ def join_and_configure(
             advertise=advertise,
             data=absolute_source(data),
             mesh_id=mesh_id,
-            insecure=insecure,
+            contact=trusted,
             preset=chosen,
             flags=flags,
         )

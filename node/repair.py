@@ -340,7 +340,7 @@ def repair_of_node(
 
     def stub(member: bytes) -> "Stub | None":
         known = ledger().members.get(member)
-        return links.stub(known.address) if known is not None else None
+        return links.stub(member, known.address) if known is not None else None
 
     return Repair(
         me=me,

@@ -1,6 +1,9 @@
 """The listening side: gRPC servicers turn bytes into checked values and answer from the node.
 
-One port serves Mesh, Inspect, the standard health service and reflection.
+Three listeners, each a gRPC server of its own: members are served Mesh and Inspect over mutual TLS,
+behind a gate (gate.py); newcomers what they need to become members, over TLS that only this node
+shows a leaf for; and people on this machine Inspect, the health service and reflection in the
+clear, on loopback.
 """
 
 import asyncio
@@ -10,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
-import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -19,23 +21,26 @@ from shoal.node.admission import Admission
 from shoal.node.bulk import chunks
 from shoal.node.bulk_wire import (
     DATA_BYTES_MAX,
+    Contact,
     Description,
     GenesisParts,
     Holdings,
     Want,
     WantChunk,
+    WantContacts,
     WantDelta,
     WantDeltaLog,
     WantDescription,
     WantGenesis,
     WantHoldings,
+    make_contacts,
     make_description,
     make_genesis_header,
     make_holdings,
     parse_fetch,
 )
-from shoal.node.config import is_loopback
 from shoal.node.errors import PeerError, UserError
+from shoal.node.gate import Gate
 from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.screen import sound
@@ -43,7 +48,6 @@ from shoal.node.strict import StrictServer
 from shoal.node.wire import MESSAGE_BYTES_MAX
 from shoal.proto import inspect_pb2, inspect_pb2_grpc, mesh_pb2, mesh_pb2_grpc
 
-log = structlog.get_logger()
 T = TypeVar("T")
 
 # Bounds on what strangers can hold open at once; members need one link and a few transfers each.
@@ -51,6 +55,9 @@ CONCURRENT_CALLS_MAX = 512
 CONNECTIONS_MAX = 1024
 # A slower reader than one chunk in so long is none.
 READ_MAX_S = 30.0
+JOIN_CALLS_MAX = 64
+# A newcomer sends a signed request at most, and names what it wants.
+NEWCOMER_BYTES_MAX = 1 << 16
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -65,6 +72,7 @@ SERVER_OPTIONS = (
     ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
 )
+JOIN_OPTIONS = (("grpc.max_receive_message_length", NEWCOMER_BYTES_MAX), *SERVER_OPTIONS[1:])
 WATCH_INTERVAL_MS_MIN = 100
 
 
@@ -98,6 +106,9 @@ class Backend(Protocol):
 
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         """Return the genesis and its anchor."""
+
+    def contacts(self) -> list[Contact]:
+        """Return the members that this node can tell newcomers of."""
 
     async def submit(self, operation: bytes) -> str:
         """Hand a signed operation to the validators; returns "" or why not."""
@@ -135,10 +146,11 @@ async def _abort(context: Any, code: grpc.StatusCode, why: str) -> NoReturn:
 class MeshServicer(mesh_pb2_grpc.MeshServicer):
     """What other members ask for."""
 
-    def __init__(self, backend: Backend, links: Links, meters: Meters) -> None:
+    def __init__(self, backend: Backend, links: Links, meters: Meters, gate: Gate) -> None:
         self._backend = backend
         self._links = links
         self._meters = meters
+        self._gate = gate
         self._admission = Admission()
 
     async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
@@ -146,7 +158,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         handshake = ExitStack()
         try:
             await self._admit(handshake, "handshake", context)
-            await self._links.serve(context, handshake.close)
+            await self._links.serve(context, self._gate.caller(context), handshake.close)
         except PeerError as error:
             await self._turn_away(context, error, grpc.StatusCode.FAILED_PRECONDITION)
         except TimeoutError:
@@ -216,6 +228,8 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
                 yield mesh_pb2.Chunk(data=_found(await holdings.chunk(height, address)))
             case WantHoldings(height):
                 yield make_holdings(*_found(await holdings.held(height)))
+            case WantContacts():
+                yield make_contacts(self._backend.contacts())
             case WantDeltaLog(height):
                 async for chunk in _stream(_found(await holdings.delta_log(height))):
                     yield chunk
@@ -246,6 +260,22 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         self._meters.rejected[reason] += 1
 
 
+class JoinServicer(MeshServicer):
+    """What somebody may ask for who is no member: what it takes to become one."""
+
+    async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        """Refuse: members have a port of their own."""
+        self._refuse("not-a-member")
+        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, "this is the port for newcomers")
+
+    async def _answer(self, want: Want) -> AsyncIterator[mesh_pb2.Chunk]:
+        # Checkpoints and what a joiner starts from; deltas are between members.
+        if isinstance(want, WantDelta | WantDeltaLog):
+            raise _NotHereError
+        async for chunk in super()._answer(want):
+            yield chunk
+
+
 class InspectServicer(inspect_pb2_grpc.InspectServicer):
     """What people ask for."""
 
@@ -269,57 +299,84 @@ class InspectServicer(inspect_pb2_grpc.InspectServicer):
 
 
 class Server:
-    """The gRPC server of one node."""
+    """The three listeners of one node."""
 
     def __init__(self, backend: Backend, links: Links, meters: Meters) -> None:
-        self._server = grpc.aio.server(
+        self._trust = links.trust
+        self.gate = gate = Gate(links.trust, meters)
+        self._members = grpc.aio.server(
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
+            interceptors=(gate, StrictServer()),
+        )
+        self._newcomers = grpc.aio.server(
+            options=JOIN_OPTIONS,
+            maximum_concurrent_rpcs=JOIN_CALLS_MAX,
             interceptors=(StrictServer(),),
         )
-        self._health = HealthServicer()
-        mesh_pb2_grpc.add_MeshServicer_to_server(MeshServicer(backend, links, meters), self._server)
-        inspect_pb2_grpc.add_InspectServicer_to_server(
-            InspectServicer(backend.status), self._server
+        self._local = grpc.aio.server(
+            options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._services = [
-            service.full_name
-            for service in (
-                mesh_pb2.DESCRIPTOR.services_by_name["Mesh"],
-                inspect_pb2.DESCRIPTOR.services_by_name["Inspect"],
-            )
-        ]
+        mesh = MeshServicer(backend, links, meters, gate)
+        mesh_pb2_grpc.add_MeshServicer_to_server(mesh, self._members)
+        join = JoinServicer(backend, links, meters, gate)
+        mesh_pb2_grpc.add_MeshServicer_to_server(join, self._newcomers)
+        inspect = InspectServicer(backend.status)
+        for server in (self._members, self._local):
+            inspect_pb2_grpc.add_InspectServicer_to_server(inspect, server)
+        self._health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._local)
+        self._inspect = inspect_pb2.DESCRIPTOR.services_by_name["Inspect"].full_name
+        self._started: list[grpc.aio.Server] = []
         reflection.enable_server_reflection(
             (
-                *self._services,
+                self._inspect,
                 health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
                 reflection.SERVICE_NAME,
             ),
-            self._server,
+            self._local,
         )
 
-    async def start(self, listen: str, *, insecure: bool) -> None:
-        """Listen; raises UserError when the port is taken or the address not allowed."""
-        if not is_loopback(listen) and not insecure:
-            raise UserError(
-                f"{listen} is reachable from other machines and there is no TLS yet; listen on "
-                "127.0.0.1, or set insecure = true under [node] if the network is trusted"
+    async def start(self, listen: str, *, join: str = "", inspect: str = "") -> None:
+        """Listen for members, and where an address is given for newcomers and for this machine.
+
+        Raises UserError when a port is taken or the address is not this machine's.
+        """
+        mutual, one_sided = self._trust.mutual_credentials(), self._trust.join_credentials()
+        await self._listen(
+            self._members, "listen", listen, lambda it: it.add_secure_port(listen, mutual)
+        )
+        if join:
+            await self._listen(
+                self._newcomers, "join", join, lambda it: it.add_secure_port(join, one_sided)
             )
-        try:
-            self._server.add_insecure_port(listen)
-            await self._server.start()
-        except RuntimeError:
-            raise UserError(
-                f"cannot listen on {listen}: the port is in use or the address is not this "
-                "machine's; stop the other process or set another listen under [node]"
-            ) from None
-        for service in ("", *self._services):
+        if inspect:
+            await self._listen(
+                self._local, "inspect", inspect, lambda it: it.add_insecure_port(inspect)
+            )
+        for service in ("", self._inspect):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        if not is_loopback(listen):
-            log.warning("listening.insecure", listen=listen, why="no TLS; insecure = true was set")
+
+    async def _listen(
+        self,
+        server: grpc.aio.Server,
+        setting: str,
+        address: str,
+        bind: Callable[[grpc.aio.Server], int],
+    ) -> None:
+        try:
+            bind(server)
+            await server.start()
+        except RuntimeError:
+            await self.stop()
+            raise UserError(
+                f"cannot listen on {address}: the port is in use or the address is not this "
+                f"machine's; stop the other process or set another {setting} under [node]"
+            ) from None
+        self._started.append(server)
 
     async def stop(self) -> None:
         """Say goodbye to health checks, then close."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace=0.5)
+        await asyncio.gather(*(server.stop(grace=0.5) for server in self._started))
+        self._started.clear()

@@ -11,7 +11,8 @@ import psutil
 
 from shoal import __version__
 from shoal.consensus.quorum import quorum
-from shoal.node.config import Settings, is_loopback
+from shoal.node.backup import backup_warnings
+from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver
 from shoal.node.genesis import Genesis, MeshParameters
 from shoal.node.gossip_driver import GossipDriver
@@ -105,7 +106,7 @@ def status_reply(state: NodeState) -> StatusReply:
         version=__version__,
         uptime_seconds=state.meters.uptime_seconds(),
         address=settings.node.advertised,
-        insecure=not is_loopback(settings.node.listen),
+        warnings=backup_warnings(settings.node.directory, state.node_id),
         role="validator" if validator else "member" if member else "joining",
         training=_training(state),
         gossip=_gossip(state),

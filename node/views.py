@@ -14,10 +14,6 @@ from rich.text import Text
 from shoal.node.inspect_client import CheckpointReply, PeerReply, StatusReply
 
 PLAIN_WIDTH = 120
-INSECURE_WARNING = (
-    "INSECURE: this node listens beyond this machine without TLS; "
-    "anyone on the path can read and cut its traffic"
-)
 _LAG_WARNING_MS = 100.0
 
 
@@ -32,8 +28,7 @@ def make_console(*, stderr: bool = False) -> Console:
 def status_view(reply: StatusReply) -> RenderableType:
     """Everything about one node: who it is, what it does, what it holds, whom it talks to."""
     parts: list[RenderableType] = [_headline(reply)]
-    if reply.insecure:
-        parts.append(Text(INSECURE_WARNING, style="bold red"))
+    parts += [Text(printable(warning), style="bold red") for warning in reply.warnings]
     for part in (
         _facts(reply),
         checkpoints_table(reply.checkpoints[-5:], total=len(reply.checkpoints)),

@@ -57,6 +57,7 @@ class Hello:
     node_id: bytes
     nonce: bytes
     address: str
+    join_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,16 @@ def parse_reference(reference: mesh_pb2.DeltaReference, *, id_required: bool) ->
 def _parse_hello(hello: mesh_pb2.Hello) -> Hello:
     for field in (hello.mesh_id, hello.node_id, hello.nonce):
         require(len(field) == 32, "a hello with a field that is not 32 bytes")
-    require(len(hello.address.encode()) <= ADDRESS_BYTES_MAX, "an address is too long")
-    return Hello(hello.protocol, hello.mesh_id, hello.node_id, hello.nonce, hello.address)
+    for address in (hello.address, hello.join_address):
+        require(len(address.encode()) <= ADDRESS_BYTES_MAX, "an address is too long")
+    return Hello(
+        hello.protocol,
+        hello.mesh_id,
+        hello.node_id,
+        hello.nonce,
+        hello.address,
+        hello.join_address,
+    )
 
 
 def _parse_summary(summary: mesh_pb2.Summary) -> SummaryMessage:
@@ -179,7 +188,7 @@ def parse_frame(frame: Frame) -> LinkMessage:
 def make_frame(message: LinkMessage) -> Frame:
     """Return the frame that carries `message`."""
     match message:
-        case Hello(protocol, mesh_id, node_id, nonce, address):
+        case Hello(protocol, mesh_id, node_id, nonce, address, join_address):
             return Frame(
                 hello=mesh_pb2.Hello(
                     protocol=protocol,
@@ -187,6 +196,7 @@ def make_frame(message: LinkMessage) -> Frame:
                     node_id=node_id,
                     nonce=nonce,
                     address=address,
+                    join_address=join_address,
                 )
             )
         case Proof(signature, boot):

@@ -123,7 +123,6 @@ class StatusReply(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
-    INSECURE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     GOSSIP_FIELD_NUMBER: _builtins.int
@@ -137,6 +136,7 @@ class StatusReply(_message.Message):
     RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     MESH_PARAMETERS_FIELD_NUMBER: _builtins.int
     DECIDED_PARAMETERS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """the operator's name for it"""
     node_id: _builtins.str
@@ -146,8 +146,6 @@ class StatusReply(_message.Message):
     version: _builtins.str
     uptime_seconds: _builtins.float
     address: _builtins.str
-    insecure: _builtins.bool
-    """listens beyond loopback without TLS"""
     role: _builtins.str
     """validator, member or joining"""
     resident_memory_bytes: _builtins.int
@@ -183,6 +181,10 @@ class StatusReply(_message.Message):
     def decided_parameters(self) -> Global___MeshParameters:
         """what the next epoch begins with; unset: the same"""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what its operator should do something about"""
+
     def __init__(
         self,
         *,
@@ -192,7 +194,6 @@ class StatusReply(_message.Message):
         version: _builtins.str = ...,
         uptime_seconds: _builtins.float = ...,
         address: _builtins.str = ...,
-        insecure: _builtins.bool = ...,
         role: _builtins.str = ...,
         training: Global___Training | None = ...,
         gossip: Global___Gossip | None = ...,
@@ -206,10 +207,11 @@ class StatusReply(_message.Message):
         resident_memory_bytes: _builtins.int = ...,
         mesh_parameters: Global___MeshParameters | None = ...,
         decided_parameters: Global___MeshParameters | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_parameters", b"mesh_parameters", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "checkpoints", b"checkpoints", "consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "insecure", b"insecure", "mesh_id", b"mesh_id", "mesh_parameters", b"mesh_parameters", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "checkpoints", b"checkpoints", "consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_id", b"mesh_id", "mesh_parameters", b"mesh_parameters", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -77,6 +77,7 @@ class Hello(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    JOIN_ADDRESS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """PROTOCOL_VERSION of node/wire.py; unequal ends the link"""
     mesh_id: _builtins.bytes
@@ -87,6 +88,8 @@ class Hello(_message.Message):
     """32 random bytes that the other side must sign"""
     address: _builtins.str
     """where this node can be dialled, at most 255 bytes"""
+    join_address: _builtins.str
+    """where newcomers can ask it, at most 255 bytes; empty: nowhere"""
     def __init__(
         self,
         *,
@@ -95,10 +98,11 @@ class Hello(_message.Message):
         node_id: _builtins.bytes = ...,
         nonce: _builtins.bytes = ...,
         address: _builtins.str = ...,
+        join_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mesh_id", b"mesh_id", "node_id", b"node_id", "nonce", b"nonce", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "join_address", b"join_address", "mesh_id", b"mesh_id", "node_id", b"node_id", "nonce", b"nonce", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,6 +264,7 @@ class FetchRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     DELTA_LOG_FIELD_NUMBER: _builtins.int
     HOLDINGS_FIELD_NUMBER: _builtins.int
+    CONTACTS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.bytes
     """empty only when asking for the genesis"""
     describe: _builtins.int
@@ -274,6 +279,10 @@ class FetchRequest(_message.Message):
     def genesis(self) -> Global___Nothing: ...
     @_builtins.property
     def chunk(self) -> Global___ChunkReference: ...
+    @_builtins.property
+    def contacts(self) -> Global___Nothing:
+        """itself, and the members that it has links to now"""
+
     def __init__(
         self,
         *,
@@ -284,12 +293,13 @@ class FetchRequest(_message.Message):
         chunk: Global___ChunkReference | None = ...,
         delta_log: _builtins.int = ...,
         holdings: _builtins.int = ...,
+        contacts: Global___Nothing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "contacts", b"contacts", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "mesh_id", b"mesh_id", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "contacts", b"contacts", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "mesh_id", b"mesh_id", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["delta", "genesis", "describe", "chunk", "delta_log", "holdings"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["delta", "genesis", "describe", "chunk", "delta_log", "holdings", "contacts"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -348,6 +358,7 @@ class Chunk(_message.Message):
     GENESIS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     HOLDINGS_FIELD_NUMBER: _builtins.int
+    CONTACTS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """at most 1 MiB"""
     @_builtins.property
@@ -356,6 +367,8 @@ class Chunk(_message.Message):
     def checkpoint(self) -> Global___CheckpointHeader: ...
     @_builtins.property
     def holdings(self) -> Global___Holdings: ...
+    @_builtins.property
+    def contacts(self) -> Global___Contacts: ...
     def __init__(
         self,
         *,
@@ -363,10 +376,11 @@ class Chunk(_message.Message):
         genesis: Global___GenesisHeader | None = ...,
         checkpoint: Global___CheckpointHeader | None = ...,
         holdings: Global___Holdings | None = ...,
+        contacts: Global___Contacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "genesis", b"genesis", "holdings", b"holdings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "contacts", b"contacts", "genesis", b"genesis", "holdings", b"holdings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "data", b"data", "genesis", b"genesis", "holdings", b"holdings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "contacts", b"contacts", "data", b"data", "genesis", b"genesis", "holdings", b"holdings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,6 +454,55 @@ class Holdings(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Holdings: _TypeAlias = Holdings  # noqa: Y015
+
+@_typing.final
+class Contacts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTACTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def contacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contact]:
+        """at most 16"""
+
+    def __init__(
+        self,
+        *,
+        contacts: _abc.Iterable[Global___Contact] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contacts", b"contacts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contacts: _TypeAlias = Contacts  # noqa: Y015
+
+@_typing.final
+class Contact(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    JOIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    """32 bytes"""
+    address: _builtins.str
+    """as in Hello"""
+    join_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        address: _builtins.str = ...,
+        join_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "join_address", b"join_address", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contact: _TypeAlias = Contact  # noqa: Y015
 
 @_typing.final
 class GenesisHeader(_message.Message):

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -33,8 +34,6 @@ NODES = ("node0", "node1", "node2", "node3")
 QUORUM = 3
 IMAGE = "shoal-compose-test/node"
 PROJECT = "shoal-compose-test"
-# The first bytes of an HTTP/2 connection, then an empty SETTINGS frame (RFC 9113, 3.4 and 6.5).
-HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 
 # What one node reports: height -> (anchor root in hex, number of signatures).
 Checkpoints = dict[int, tuple[str, int]]
@@ -133,11 +132,18 @@ class Mesh:
 
 
 def serves_http2(port: int) -> bool:
-    """Whether a gRPC server answers behind a published port."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(HTTP2_HELLO)
-        answer = connection.recv(9)
-    return len(answer) == 9 and answer[3] == 4
+    """Whether a server of HTTP/2 over TLS 1.3 answers behind a published port.
+
+    It would hang up on this client afterwards, which shows no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+        context.wrap_socket(connection) as secured,
+    ):
+        return (secured.version(), secured.selected_alpn_protocol()) == ("TLSv1.3", "h2")
 
 
 def exercise(mesh: Mesh) -> None:

@@ -30,6 +30,7 @@ PROTO_USERS = {
     "node/bulk_wire.py",
     "node/links.py",
     "node/strict.py",
+    "node/channels.py",
     "node/status.py",
     "node/join.py",
     "node/operator.py",

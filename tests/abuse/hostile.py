@@ -13,17 +13,17 @@ import torch
 from shoal.compression.codec import encode
 from shoal.compression.select import select
 from shoal.gossip.delta import Delta, make_delta
-from shoal.node.bulk_wire import GenesisParts
+from shoal.node.bulk_wire import Contact, GenesisParts
 from shoal.node.config import load_settings
 from shoal.node.genesis import load_genesis
 from shoal.node.holdings import Holdings
 from shoal.node.identity import Identity
-from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.retention import Retention
 from shoal.node.server import Server
 from shoal.node.status import StatusReply
 from shoal.node.wire import Announced, ConsensusMessages
+from tests.node.tls import make_links
 
 FRAME_HEADER_BYTES = 16
 
@@ -45,17 +45,13 @@ class Hostile:
         )
         # The height that its deltas claim to be made under.
         self.height = 0
-        self.links = Links(
-            identity=self.identity,
+        founders = self.genesis_document.founders
+        self.links = make_links(
+            self.identity,
+            {founder.node_id for founder in founders},
             mesh_id=self.mesh_id,
             address=self.settings.node.listen,
             meters=self.meters,
-            boot=1,
-            is_member=lambda peer: True,
-            on_up=lambda peer: None,
-            on_down=lambda peer: None,
-            on_message=lambda peer, message: None,
-            on_evidence=lambda operation: None,
         )
 
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
@@ -64,6 +60,9 @@ class Hostile:
 
     async def genesis(self) -> tuple[GenesisParts, bytes]:
         return GenesisParts(self.genesis_document.document, 0, {}), b""
+
+    def contacts(self) -> list[Contact]:
+        return []
 
     async def submit(self, operation: bytes) -> str:
         del operation
@@ -107,8 +106,8 @@ async def hostile_member(directory: Path) -> AsyncIterator[Hostile]:
     """Run a hostile member in the place of the node that `directory` belongs to."""
     member = Hostile(directory)
     server = Server(member, member.links, member.meters)
-    await server.start(member.settings.node.listen, insecure=False)
-    targets: dict[str, bytes | None] = {
+    await server.start(member.settings.node.listen)
+    targets = {
         founder.address: founder.node_id
         for founder in member.genesis_document.founders
         if founder.node_id != member.identity.node_id

@@ -93,6 +93,11 @@ def _is_out(node: RunningNode, member: bytes) -> bool:
     return replica.ledger.is_evicted(member) and member not in replica.validators.keys
 
 
+def _is_cut_off(node: RunningNode, member: bytes) -> bool:
+    links = node.node.links
+    return member not in links.connected and member not in links.trust.trusted
+
+
 def _more_refused(node: RunningNode, reasons: set[str], seen: int) -> bool:
     return _refused(node, reasons) > seen
 
@@ -134,6 +139,7 @@ def test_two_deltas_for_one_number_put_their_sender_out(tmp_path: Path) -> None:
             assert held.id == first.header.id, "the first one stays"
             liar = evil.identity.node_id
             await until(lambda: all(_is_out(node, liar) for node in nodes), nodes)
+            await until(lambda: all(_is_cut_off(node, liar) for node in nodes), nodes, seconds=2)
             assert {node.node.status().consensus.validators for node in nodes} == {3}
 
     asyncio.run(story())

@@ -5,21 +5,19 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import grpc
 
+from shoal.node.backup import KEY_NAME
+from shoal.node.channels import own_channel
+from shoal.node.identity import Identity
 from shoal.proto.inspect_pb2 import StatusReply, StatusRequest
 from shoal.proto.inspect_pb2_grpc import InspectStub
 
 INTERVAL_S = 0.25
 # Longer than a busy machine needs, shorter than any fault: a stopped process does not answer.
 ANSWER_S = 2.0
-_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),
-    # A node that has just been restarted should be seen at once.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-)
 
 
 @dataclass
@@ -36,8 +34,11 @@ class Sight:
 class Observer:
     """Asks every node again and again until it is told to stop."""
 
-    def __init__(self, addresses: list[str]) -> None:
-        self._addresses = addresses
+    def __init__(self, directories: list[Path], addresses: list[str]) -> None:
+        """addresses: where members are served, for a node in a network of its own cannot be
+        inspected in the clear; so each is asked with its own key."""
+        keys = [Identity.load(directory / KEY_NAME) for directory in directories]
+        self._nodes = list(zip(addresses, keys, strict=True))
         self.sights = [Sight() for _ in addresses]
         # When each height was first seen to be rebuilt by anybody.
         self.commits: dict[int, float] = {}
@@ -51,11 +52,12 @@ class Observer:
     async def run(self) -> None:
         """Watch for ever."""
         async with asyncio.TaskGroup() as group:
-            for index in range(len(self._addresses)):
+            for index in range(len(self._nodes)):
                 group.create_task(self._watch(index))
 
     async def _watch(self, index: int) -> None:
-        async with grpc.aio.insecure_channel(self._addresses[index], options=_OPTIONS) as channel:
+        address, key = self._nodes[index]
+        async with own_channel(address, key, time.time()) as channel:
             stub = InspectStub(channel)
             while True:
                 try:
@@ -83,7 +85,7 @@ class Observer:
         if reply is None or max(self.sights[index].heights, default=0) <= above:
             return False
         linked = sum(p.validator and p.state == "connected" for p in reply.peers)
-        return linked == len(self._addresses) - 1
+        return linked == len(self._nodes) - 1
 
     def common_root(self, *, above: int) -> int:
         """The highest height beyond this one where all anchors are known and equal; 0 if none."""

@@ -71,7 +71,7 @@ async def run_chaos(
     make = _proxied(plan) if spaces is None else _in_namespaces(plan, spaces)
     async with make as (cluster, network):
         outcome.network = "proxies" if spaces is None else "namespaces"
-        observer = Observer(cluster.listen)
+        observer = Observer(cluster.directories, cluster.listen)
         watching = asyncio.create_task(observer.run(), name="observer")
         try:
             for index in range(plan.nodes):
@@ -132,7 +132,6 @@ async def _in_namespaces(
     cluster = Cluster(
         directories,
         listen=[f"{netns.node_host(index)}:{netns.PORT}" for index in range(plan.nodes)],
-        extra=("node.insecure=true",),
         prefix=spaces.inside,
     )
     network = netns.NamespaceNetwork(spaces)

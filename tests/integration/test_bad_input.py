@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shoal.node.config import load_settings
+from shoal.node.identity import Identity
 from tests.integration.processes import command, materialised_height, run_node, wait_until
 from tests.node.mesh import found_mesh
 
@@ -29,7 +30,7 @@ def shoal(*words: str | Path) -> tuple[int, str]:
 def founded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a mesh of one that has committed a checkpoint and stopped."""
     (directory,) = found_mesh(tmp_path_factory.mktemp("mesh") / "mesh", nodes=1)
-    address = load_settings(directory).node.listen
+    address = load_settings(directory).node.inspect_listen
     process = run_node(directory, "train.max_rounds=3")
     wait_until(lambda: materialised_height(address) >= 1, [process])
     assert process.stop() == 0
@@ -52,10 +53,10 @@ def test_a_port_in_use(node: Path) -> None:
     assert "in use" in line
 
 
-def test_a_listener_beyond_this_machine_must_be_asked_for(node: Path) -> None:
-    code, line = shoal("run", node, "--listen", "0.0.0.0:7400")
+def test_nothing_is_said_in_the_clear_beyond_this_machine(node: Path) -> None:
+    code, line = shoal("run", node, "--set", "node.inspect=0.0.0.0:7600")
     assert code == 2
-    assert "insecure" in line
+    assert "not encrypted" in line
 
 
 def _cut_short(path: Path) -> None:
@@ -150,13 +151,20 @@ def test_an_unknown_model(tmp_path: Path) -> None:
 
 def test_joining_where_nobody_is_and_the_wrong_mesh(founded: Path, tmp_path: Path) -> None:
     code, line = shoal("join", "127.0.0.1:1", "--dir", tmp_path / "a")
+    assert code == 2
+    assert "--trust-id" in line and "--insecure-first-use" in line
+    code, line = shoal("join", "127.0.0.1:1", "--dir", tmp_path / "a", "--trust-id", "ab" * 32)
     assert code == 3
     assert "no node answers" in line
     process = run_node(founded, "train.enabled=false")
     try:
-        address = load_settings(founded).node.listen
+        places = load_settings(founded).node
+        address = places.inspect_listen
         wait_until(lambda: materialised_height(address) >= 1, [process])
-        code, line = shoal("join", address, "--dir", tmp_path / "b", "--mesh", "00" * 32)
+        arguments = ("join", places.join_listen, "--dir", tmp_path / "b", "--mesh", "00" * 32)
+        code, line = shoal(
+            *arguments, "--trust-id", Identity.load(founded / "identity.key").node_id.hex()
+        )
         assert code == 2
         assert "wrong mesh" in line
         assert not (tmp_path / "b").exists()

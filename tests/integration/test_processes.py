@@ -7,7 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shoal.node.addresses import INSPECT_PORT_ABOVE, port_above
 from shoal.node.config import load_settings
+from shoal.node.identity import Identity
 from shoal.node.ports import free_address
 from tests.integration.processes import (
     Process,
@@ -26,7 +28,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]
 def test_a_mesh_of_processes_lives_through_a_kill_and_a_join(tmp_path: Path) -> None:
     # Enough steps that a round takes a good part of a second, as small as the model is.
     directories = found_mesh(tmp_path / "mesh", local_steps=150, rounds_per_checkpoint=2)
-    addresses = [load_settings(directory).node.listen for directory in directories]
+    addresses = [load_settings(directory).node.inspect_listen for directory in directories]
     processes = [run_node(directory) for directory in directories]
     try:
         wait_until(lambda: all(materialised_height(a) >= 1 for a in addresses), processes)
@@ -67,17 +69,21 @@ def _one_is_killed_and_comes_back(
 
 
 def _a_fifth_joins(processes: list[Process], directory: Path, addresses: list[str]) -> None:
-    address = free_address()
-    source = load_settings(processes[0].directory).train.data
+    listen = free_address()
+    address = port_above(listen, INSPECT_PORT_ABOVE)
+    contact = processes[0].directory
+    places, source = load_settings(contact).node, load_settings(contact).train.data
     processes.append(
         Process(
             directory,
             "join",
-            addresses[1],
+            places.join_listen,
+            "--trust-id",
+            Identity.load(contact / "identity.key").node_id.hex(),
             "--dir",
             directory,
             "--listen",
-            address,
+            listen,
             "--data",
             source,
         )
@@ -96,7 +102,7 @@ def _a_fifth_joins(processes: list[Process], directory: Path, addresses: list[st
 
 def test_a_second_process_with_the_same_directory_is_refused(tmp_path: Path) -> None:
     (directory,) = found_mesh(tmp_path / "mesh", nodes=1)
-    address = load_settings(directory).node.listen
+    address = load_settings(directory).node.inspect_listen
     process = run_node(directory, "train.enabled=false")
     try:
         wait_until(lambda: status(address) is not None, [process])

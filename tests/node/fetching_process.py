@@ -5,19 +5,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from shoal.node.fetch import fetch_checkpoint
-from shoal.node.links import CHANNEL_OPTIONS
 from shoal.node.meters import Meters
 from shoal.proto.mesh_pb2_grpc import MeshStub
 from tests.node.holders import MESH_ID, MadeUpCheckpoint
+from tests.node.tls import HOLDER, channel_to
 
 
 async def fetch(directory: Path, address: str, chunks: int) -> None:
     """Fetch from one address until it is done."""
     checkpoint = MadeUpCheckpoint(chunks)
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    async with channel_to(address, HOLDER.node_id) as channel:
         stub: Any = MeshStub(channel)
         await fetch_checkpoint(
             mesh_id=MESH_ID,

@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import torch
 
 from shoal.gossip.chunks import chunk_address, root_of_chunks, split
@@ -15,12 +14,12 @@ from shoal.gossip.schema import ModelSchema, TensorSchema
 from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.bulk_wire import Description, Holdings
 from shoal.node.errors import PeerError
-from shoal.node.links import CHANNEL_OPTIONS
 from shoal.node.meters import Meters
 from shoal.node.pieces import PieceDirectory
 from shoal.node.ports import free_ports
 from shoal.node.server import Server
 from shoal.proto.mesh_pb2_grpc import MeshStub
+from tests.node.tls import CLIENT, HOLDER, channel_to, make_links
 
 MESH_ID = b"m" * 32
 HEIGHT = 7
@@ -71,12 +70,12 @@ class Holder:
         self.meters = Meters()
         self.address = ""
         self._server: Server
+        self.links = make_links(HOLDER, {CLIENT.node_id}, mesh_id=MESH_ID, meters=self.meters)
 
     async def start(self) -> None:
-        no_links: Any = None
-        self._server = Server(self, no_links, self.meters)
+        self._server = Server(self, self.links, self.meters)
         self.address = f"127.0.0.1:{free_ports(1)[0]}"
-        await self._server.start(self.address, insecure=False)
+        await self._server.start(self.address)
 
     async def stop(self) -> None:
         await self._server.stop()
@@ -104,6 +103,9 @@ class Holder:
 
     async def genesis(self) -> Any:
         raise AssertionError("nobody asks for a genesis here")
+
+    def contacts(self) -> Any:
+        raise AssertionError("nobody asks for contacts here")
 
     async def submit(self, operation: bytes) -> str:
         del operation
@@ -142,7 +144,7 @@ class Mortal(Holder):
 
     async def chunk(self, height: int, address: bytes) -> bytes | None:
         if self.served.total() >= 3:
-            self._dying = asyncio.create_task(self._server._server.stop(grace=None))
+            self._dying = asyncio.create_task(self._server._members.stop(grace=None))
             await asyncio.sleep(60)
         return await super().chunk(height, address)
 
@@ -172,7 +174,7 @@ async def serving(*holders: Holder) -> AsyncIterator[dict[str, Any]]:
         for number, holder in enumerate(holders):
             await holder.start()
             stack.push_async_callback(holder.stop)
-            channel = grpc.aio.insecure_channel(holder.address, options=CHANNEL_OPTIONS)
+            channel = channel_to(holder.address, HOLDER.node_id)
             stack.push_async_callback(channel.close)
             stubs[f"{type(holder).__name__.lower()}{number}"] = MeshStub(channel)
         yield stubs

@@ -136,7 +136,9 @@ class RunningNode:
         opened = await open_node(self.settings)
         self.node, self.model, self._database = opened.node, opened.model, opened.database
         self._server = Server(self.node, self.node.links, self.node.meters)
-        await self._server.start(self.settings.node.listen, insecure=False)
+        places = self.settings.node
+        join, inspect = places.join_listen, places.inspect_listen
+        await self._server.start(places.listen, join=join, inspect=inspect)
         self.headers = list(self.model.book.pending())
         told = self.model.on_added
 
@@ -164,6 +166,11 @@ class RunningNode:
     def rebuilt(self) -> dict[int, str]:
         """The roots of the heights whose anchors it has rebuilt and written to its disk."""
         return {c.height: c.root for c in self.node.status().checkpoints if c.materialised}
+
+    @property
+    def id(self) -> bytes:
+        """Its node id."""
+        return self.node.state.node_id
 
     def failed(self) -> BaseException | None:
         return self._work.exception() if self._work.done() else None

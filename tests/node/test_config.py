@@ -5,14 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.node.config import (
-    Settings,
-    document_settings,
-    is_loopback,
-    load_settings,
-    setting_names,
-    split_address,
-)
+from shoal.node.addresses import is_loopback, split_address
+from shoal.node.config import Settings, document_settings, load_settings, setting_names
 from shoal.node.errors import BAD_INPUT, UserError
 
 
@@ -58,8 +52,9 @@ def test_a_flag_beats_the_environment_which_beats_the_file(
 
 
 def test_a_list_in_the_environment_is_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHOAL_NODE__PEERS", "a:7400, b:7401")
-    assert load_settings(None).node.peers == ["a:7400", "b:7401"]
+    peers = [f"{'0a' * 32}@a:7400", f"{'0b' * 32}@b:7401"]
+    monkeypatch.setenv("SHOAL_NODE__PEERS", ", ".join(peers))
+    assert load_settings(None).node.peers == peers
 
 
 def test_settings_made_directly_read_nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +115,7 @@ def test_a_variable_that_is_no_setting_of_ours_is_left_alone(
         ('[train]\nbatch = "many"\n', "valid integer"),
         ('[train]\ndevice = "gpu"\n', "auto, cpu, cuda or cuda:N"),
         ('[node]\nlisten = "7400"\n', "not host:port"),
-        ('[node]\npeers = ["a:1", "b"]\n', '"b" is not host:port'),
+        ('[node]\npeers = ["a:1", "b"]\n', '"a:1" is not ID@host:port'),
         ('[log]\nlevel = "loud"\n', "'debug', 'info', 'warning' or 'error'"),
         ("[gossip]\nfetch_timeout_s = nan\n", "gossip.fetch_timeout_s"),
         ("[gossip]\nfetch_timeout_s = inf\n", "gossip.fetch_timeout_s"),
@@ -144,10 +139,27 @@ def test_a_file_that_cannot_be_read_says_why(config: Path) -> None:
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:7400", "192.168.1.5:7400", "[::]:7400", "example:1"])
-def test_listening_beyond_this_machine_must_be_said_aloud(listen: str) -> None:
-    assert "insecure = true" in complaint(None, node__listen=listen)
-    overrides = {"node.listen": listen, "node.insecure": True}
-    assert load_settings(None, overrides).node.listen == listen
+def test_only_this_machine_may_ask_in_the_clear(listen: str) -> None:
+    assert "not encrypted" in complaint(None, node__inspect=listen)
+    places = load_settings(None, {"node.listen": listen}).node
+    assert is_loopback(places.inspect_listen)
+
+
+def test_the_other_two_listeners_follow_the_first() -> None:
+    places = load_settings(None, {"node.listen": "[::]:7400", "node.advertise": "fish:17"}).node
+    assert places.join_listen == "[::]:7500"
+    assert places.join_advertised == "fish:7500"
+    assert places.inspect_listen == "127.0.0.1:7600"
+    off = load_settings(None, {"node.join": "off", "node.inspect": "off"}).node
+    assert (off.join_listen, off.join_advertised, off.inspect_listen) == ("", "", "")
+    assert "no port" in complaint(None, node__listen="127.0.0.1:65500")
+
+
+def test_peers_have_an_id_and_an_address() -> None:
+    peer = f"{'ab' * 32}@127.0.0.1:7400"
+    assert load_settings(None, {"node.peers": [peer]}).node.peers == [peer]
+    for wrong in ("127.0.0.1:7400", "ab@127.0.0.1:7400", f"{'ab' * 32}@nowhere"):
+        assert "peers" in complaint(None, node__peers=[wrong])
 
 
 def test_loopback_is_known_by_address_and_by_name() -> None:
@@ -164,11 +176,12 @@ def test_what_is_not_an_address_is_refused(wrong: str) -> None:
 
 
 def test_a_documented_file_explains_every_key_and_reads_back(config: Path) -> None:
-    values = {"node.name": 'say "hi"', "node.peers": ["a:1"], "node.insecure": True}
+    peer = f"{'0c' * 32}@a:1"
+    values = {"node.name": 'say "hi"', "node.peers": [peer], "node.join": "off"}
     text = document_settings(values)
     config.write_text(text)
     node = load_settings(config).node
-    assert (node.name, node.peers, node.insecure) == ('say "hi"', ["a:1"], True)
+    assert (node.name, node.peers, node.join) == ('say "hi"', [peer], "off")
     for name in setting_names():
         section, key = name.split(".")
         assert f"\n[{section}]\n" in text

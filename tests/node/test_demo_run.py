@@ -13,6 +13,7 @@ from shoal.node import demo
 from shoal.node.demo import DemoPlan, run_demo, stop_demo
 from shoal.node.demo_processes import LOG_NAME, PID_NAME, NodeProcess, running_node
 from shoal.node.errors import INTERNAL, OK, UserError
+from shoal.node.identity import Identity
 from shoal.node.ports import free_ports
 from shoal.node.report import Losses
 
@@ -41,6 +42,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def make_mesh(plan: DemoPlan) -> list[str]:
             for directory in plan.node_directories:
                 directory.mkdir()
+                Identity.create(directory / "identity.key")
+                (directory / "node.toml").touch()
             return [f"127.0.0.1:{port}" for port in free_ports(plan.nodes)]
 
         def start(directory: Path, *, address: str, max_rounds: int) -> NodeProcess:

@@ -55,13 +55,13 @@ class Pulse:
 
 async def join_as_validator(directory: Path, first: RunningNode) -> RunningNode:
     await join_mesh(
-        first.settings.node.listen,
+        first.settings.node.join_listen,
         directory,
         listen=free_address(),
         advertise="",
         data=first.settings.train.data,
         mesh_id=first.node.mesh_id.hex(),
-        insecure=False,
+        contact=first.id,
     )
     node = RunningNode(directory, load_settings(directory, WANTED))
     await node.start()

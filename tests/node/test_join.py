@@ -14,18 +14,17 @@ from shoal.consensus.epochs import EpochChain, EpochLink, parse_link
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.votes import VoteKind
 from shoal.gossip.manifest import Manifest
-from shoal.node.bulk_wire import Description
+from shoal.node.bulk_wire import Contact, Description
 from shoal.node.certified import Certifier
 from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
-from shoal.node.identity import Identity
-from shoal.node.join import _others, join_mesh
+from shoal.node.identity import Identity, short
+from shoal.node.join import _is_sound, join_mesh
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset
 from shoal.node.verify import verify_checkpoint
 from tests.node.certified import MESH, SCHEMA, CertifiedMesh, as_list
-from tests.node.fake_node import example_reply, fake_node
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
 from tests.node.test_growth import leave, validators
 
@@ -72,12 +71,12 @@ async def join(directory: Path, first: RunningNode, **changes: Any) -> None:
         "advertise": "",
         "data": first.settings.train.data,
         "mesh_id": first.node.mesh_id.hex(),
-        "insecure": False,
+        "contact": first.id,
         "preset": Preset(mesh={}, settings={"gossip.degree": 5, "train.batch": 3}),
         "flags": {"train.batch": 2, "train.device": None},
         **changes,
     }
-    await join_mesh(first.settings.node.listen, directory, **arguments)
+    await join_mesh(first.settings.node.join_listen, directory, **arguments)
 
 
 def key_of(directory: Path) -> bytes | None:
@@ -97,7 +96,9 @@ async def is_killed(steps: int, directory: Path, first: RunningNode) -> bool:
 def require_a_node(directory: Path, first: RunningNode) -> None:
     settings = load_settings(directory)
     assert (settings.gossip.degree, settings.train.batch) == (5, 2)
-    assert settings.node.peers[0] == first.settings.node.listen
+    contact = first.id.hex()
+    assert settings.node.peers[0] == f"{contact}@{first.settings.node.listen}"
+    assert settings.node.contacts[0] == f"{contact}@{first.settings.node.join_listen}"
     proof = verify_checkpoint(newest_checkpoint(directory), first.node.mesh_id)
     assert proof.record.height >= 1
     assert not [*directory.glob("*.new"), *directory.glob("checkpoints/.*")], "nothing lies about"
@@ -148,6 +149,22 @@ def test_a_key_file_without_a_key_in_it_is_made_again(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_joiner_takes_nobody_else_for_its_contact_unless_it_is_told_to(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path / "mesh", nodes=1), rounds=2) as nodes:
+            await until(lambda: nodes[0].node.holdings.whole_heights() != [], nodes)
+            directory = tmp_path / "second"
+            with pytest.raises(
+                UserError, match=f"{short(nodes[0].id)} answers at .*, not abababab"
+            ):
+                await join(directory, nodes[0], contact=b"\xab" * 32)
+            assert not directory.exists()
+            await join(directory, nodes[0], contact=None)
+            require_a_node(directory, nodes[0])
+
+    asyncio.run(story())
+
+
 def test_what_was_begun_for_another_mesh_is_not_mixed_with_this_one(tmp_path: Path) -> None:
     async def story() -> None:
         one, other = found_mesh(tmp_path / "one", nodes=1), found_mesh(tmp_path / "two", nodes=1)
@@ -176,9 +193,10 @@ def test_a_joiner_gets_in_though_its_contact_and_all_founders_are_gone(tmp_path:
                 nodes.append(await joined(tmp_path / f"{number}", first))
                 await until(lambda n=number: validators(first) == n, nodes)  # type: ignore[misc]
             late = await joined(tmp_path / "late", first, start=False)
-            known = [node.settings.node.listen for node in nodes]
+            known = [f"{node.id.hex()}@{node.settings.node.listen}" for node in nodes]
             assert late.settings.node.peers[0] == known[0]
             assert sorted(late.settings.node.peers) == sorted(known)
+            assert len(late.settings.node.contacts) == 3
             leave(first)
             await until(lambda: first.failed() is not None, nodes[1:])
             await first.stop()
@@ -186,6 +204,7 @@ def test_a_joiner_gets_in_though_its_contact_and_all_founders_are_gone(tmp_path:
             await late.start()
             nodes.append(late)
             await until(lambda: counts(late, nodes[0]), nodes)
+            await until(lambda: late.node.status().role == "member", nodes)
         finally:
             await asyncio.gather(*(node.stop() for node in nodes))
 
@@ -220,11 +239,8 @@ async def joined(directory: Path, first: RunningNode, *, start: bool = True) -> 
 def test_what_the_contact_says_of_others_is_an_address_or_nothing(
     address: str, taken: bool
 ) -> None:
-    reply = example_reply()
-    reply.peers[0].address, reply.peers[0].state = address, "connected"
-    with fake_node(reply, address="127.0.0.1:0") as contact:
-        found = asyncio.run(_others(contact))
-    assert (address in found) == taken
+    assert _is_sound(Contact(bytes(32), address, "127.0.0.1:1")) == taken
+    assert _is_sound(Contact(bytes(32), "127.0.0.1:1", address)) == taken
 
 
 def description_of(mesh: CertifiedMesh) -> Description:

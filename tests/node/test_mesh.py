@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,8 +14,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from shoal.node import certificates
 from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
+from shoal.node.errors import UnreachableError
+from shoal.node.identity import Identity
+from shoal.node.inspect_client import fetch_status
 from shoal.node.join import join_mesh
 from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
@@ -64,13 +69,13 @@ def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
             await until(lambda: all(node.node.holdings.whole_heights() for node in nodes), nodes)
             fifth = tmp_path / "fifth"
             await join_mesh(
-                nodes[0].settings.node.listen,
+                nodes[0].settings.node.join_listen,
                 fifth,
                 listen=free_address(),
                 advertise="",
                 data=nodes[0].settings.train.data,
                 mesh_id=nodes[0].node.mesh_id.hex(),
-                insecure=False,
+                contact=nodes[0].id,
             )
             fetched = verify_checkpoint(newest_checkpoint(fifth), nodes[0].node.mesh_id)
             assert not fetched.deltas_here, "it was not there when they were made"
@@ -110,7 +115,7 @@ def test_any_grpc_client_can_find_and_ask_a_node(tmp_path: Path) -> None:
     def as_a_stranger(address: str) -> None:
         with grpc.insecure_channel(address) as channel:
             database = ProtoReflectionDescriptorDatabase(channel)
-            assert {"shoal.v1.Inspect", "shoal.v1.Mesh"} <= set(database.get_services())
+            assert "shoal.v1.Inspect" in database.get_services()
             pool = DescriptorPool(database)
             service = pool.FindServiceByName("shoal.v1.Inspect")
             reply_type = GetMessageClass(service.methods_by_name["Status"].output_type)
@@ -127,6 +132,48 @@ def test_any_grpc_client_can_find_and_ask_a_node(tmp_path: Path) -> None:
 
     async def story() -> None:
         async with running(found_mesh(tmp_path, nodes=1), rounds=1) as (node,):
-            await asyncio.to_thread(as_a_stranger, node.settings.node.listen)
+            await asyncio.to_thread(as_a_stranger, node.settings.node.inspect_listen)
+
+    asyncio.run(story())
+
+
+def test_a_member_can_inspect_another_one_from_anywhere(tmp_path: Path) -> None:
+    async def story() -> None:
+        directories = found_mesh(tmp_path, nodes=2)
+        async with running(directories[:1], rounds=1) as (node,):
+            there = f"{node.id.hex()}@{node.settings.node.listen}"
+            reply = await fetch_status(there, member=directories[1])
+            assert reply.node == "node0"
+            assert any("identity export" in warning for warning in reply.warnings)
+            own = await fetch_status(str(directories[0]))
+            assert own.node_id == reply.node_id
+            stranger = tmp_path / "stranger"
+            stranger.mkdir()
+            Identity.create(stranger / "identity.key")
+            with pytest.raises(UnreachableError):
+                await fetch_status(there, member=stranger)
+
+    asyncio.run(story())
+
+
+def test_a_mesh_lives_through_new_leaves_of_all_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What takes a day takes six seconds: each node makes a new leaf every three.
+    monkeypatch.setattr(certificates, "LEAF_LIFETIME_S", 9.0)
+    monkeypatch.setattr(certificates, "BACKDATED_S", 3.0)
+
+    async def story() -> None:
+        async with running(found_mesh(tmp_path), rounds=0) as nodes:
+            first = [node.node.links.trust.leaf for node in nodes]
+            began = nodes[0].height
+            await asyncio.sleep(8.0)
+            for node, before in zip(nodes, first, strict=True):
+                assert node.node.links.trust.leaf.not_after >= before.not_after + 3
+            await until_rebuilt(nodes, max(node.height for node in nodes) + 2)
+            assert nodes[0].height > began
+            await until(lambda: all(len(n.node.links.connected) == 3 for n in nodes), nodes)
+            refused = {reason for node in nodes for reason in node.node.status().rejected}
+            assert refused.isdisjoint({"leaf-expired", "bad-certificate", "not-a-member"})
 
     asyncio.run(story())

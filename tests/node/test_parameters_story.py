@@ -112,13 +112,13 @@ async def a_quorum_decides_on_nonsense(nodes: list[RunningNode]) -> None:
 
 async def joined(directory: Path, first: RunningNode) -> RunningNode:
     await join_mesh(
-        first.settings.node.listen,
+        first.settings.node.join_listen,
         directory,
         listen=free_address(),
         advertise="",
         data=first.settings.train.data,
         mesh_id=first.node.mesh_id.hex(),
-        insecure=False,
+        contact=first.id,
     )
     return await started(directory)
 

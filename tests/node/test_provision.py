@@ -24,7 +24,8 @@ def join(directory: Path, address: str = "127.0.0.1:1", **changes: object) -> No
         "data": "builtin:0/1",
         "listen": None,
         "advertise": "",
-        "insecure": False,
+        "trust_id": "ab" * 32,
+        "first_use": False,
         "preset": None,
         "flags": {},
     }
@@ -99,7 +100,11 @@ def test_a_node_does_not_join_twice(tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ({"address": "nowhere"}, "not host:port"),
-        ({"listen": "0.0.0.0:7400"}, "insecure = true"),
+        ({"listen": "127.0.0.1:65500"}, "no port 100 above 65500"),
+        ({"flags": {"node.inspect": "0.0.0.0:7600"}}, "not encrypted"),
+        ({"trust_id": "ab"}, "64 hexadecimal digits"),
+        ({"trust_id": None}, "insecure-first-use"),
+        ({"first_use": True}, "insecure-first-use"),
         ({"advertise": "me"}, "not host:port"),
         ({"flags": {"train.bach": 4}}, "did you mean train.batch?"),
         ({"mesh_id": "abc"}, "64 hexadecimal digits"),

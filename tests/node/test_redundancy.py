@@ -69,13 +69,13 @@ def test_a_joiner_that_is_lied_to_by_its_contact_gets_the_model_from_the_others(
             liar.node.holdings.chunk = lie  # type: ignore[method-assign]
             fifth = tmp_path / "fifth"
             await join_mesh(
-                liar.settings.node.listen,
+                liar.settings.node.join_listen,
                 fifth,
                 listen=f"127.0.0.1:{free_ports(1)[0]}",
                 advertise="",
                 data=liar.settings.train.data,
                 mesh_id=liar.node.mesh_id.hex(),
-                insecure=False,
+                contact=liar.id,
             )
             joiner = RunningNode(fifth, load_settings(fifth, QUICK))
             await joiner.start(train=False)

@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from shoal.gossip.placement import holders
 from shoal.gossip.tree import CHUNK_BYTES
 from shoal.node.bulk_wire import Description
@@ -18,11 +16,11 @@ from shoal.node.database import Database
 from shoal.node.errors import PeerError
 from shoal.node.holdings import Holdings
 from shoal.node.leases import QUIET_S
-from shoal.node.links import CHANNEL_OPTIONS
 from shoal.node.repair import Repair, Situation
 from shoal.node.retention import Retention
 from shoal.proto.mesh_pb2_grpc import MeshStub
 from tests.node.holders import MESH_ID, Holder, MadeUpCheckpoint
+from tests.node.tls import HOLDER, channel_to
 
 OLD, NEWEST, COPIES = 10, 12, 3
 CHECKPOINT = MadeUpCheckpoint(8, height=OLD)
@@ -92,7 +90,7 @@ class Shoal:
         await keeper.start()
         self._stack.push_async_callback(keeper.database.close)
         self._stack.push_async_callback(keeper.stop)
-        channel = grpc.aio.insecure_channel(keeper.address, options=CHANNEL_OPTIONS)
+        channel = channel_to(keeper.address, HOLDER.node_id)
         self._stack.push_async_callback(channel.close)
         self._stubs[keeper.id] = MeshStub(channel)
         self.keepers[keeper.id] = keeper

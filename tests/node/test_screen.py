@@ -67,7 +67,6 @@ def test_an_older_command_reads_a_newer_nodes_status_but_not_a_bomb() -> None:
         rejected={"a": 1, "b": 2},
         peers=[inspect_pb2.Peer(node_id="x", round_trip_ms=1.5)],
         checkpoints=[inspect_pb2.Checkpoint(height=1)] * 64,
-        insecure=True,
         uptime_seconds=1.5,
     )
     data = status.SerializeToString()

@@ -43,9 +43,10 @@ def test_status_shows_every_part_of_the_reply() -> None:
         assert part in text
 
 
-def test_an_insecure_node_is_said_aloud_and_a_safe_one_is_not() -> None:
-    assert "INSECURE" in text_of(status_view(example_reply(insecure=True)))
-    assert "INSECURE" not in text_of(status_view(example_reply()))
+def test_what_an_operator_should_do_is_said_aloud() -> None:
+    reply = example_reply()
+    reply.warnings.append("make a backup")
+    assert "make a backup" in text_of(status_view(reply))
 
 
 def test_a_node_that_has_just_started_is_shown_without_inventing_anything() -> None:
@@ -104,7 +105,7 @@ def test_json_has_every_field_with_numbers_as_numbers() -> None:
     assert plain["training"]["loss"] is None
     assert plain["checkpoints"][1]["height"] == 2
     assert plain["rejected"] == {"bad-signature": 2, "stale": 1}
-    assert plain["insecure"] is False
+    assert plain["warnings"] == []
 
 
 @pytest.mark.parametrize(

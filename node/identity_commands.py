@@ -1,0 +1,88 @@
+"""`shoal identity`: who a node is, and copies of its key."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.node.errors import UserError
+
+identity = typer.Typer(
+    help="Show who a node is; back its key up, and bring it back.",
+    rich_markup_mode=None,
+)
+
+Directory = Annotated[Path, typer.Argument(help="the node's directory")]
+Passphrase = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", help="a file whose first line it is; default: ask"),
+]
+
+
+@identity.command()
+def show(directory: Directory) -> None:
+    """Print a node's id, and where and as whom newcomers ask it.
+
+    Example: shoal identity show runs/mesh/node0
+    """
+    from shoal.node.backup import KEY_NAME, backup_warnings
+    from shoal.node.config import load_settings
+    from shoal.node.identity import Identity
+
+    node_id = Identity.load(directory / KEY_NAME).node_id
+    warnings = backup_warnings(directory, node_id)
+    print(f"id     {node_id.hex()}")
+    join = load_settings(directory).node.join_advertised
+    if join:
+        print(f"join   shoal join {join} --trust-id {node_id.hex()} --dir DIR")
+    print(f"backup {'; '.join(warnings) or 'made'}")
+
+
+@identity.command()
+def export(
+    directory: Directory,
+    target: Annotated[Path, typer.Argument(help="a new file, on another disk")],
+    passphrase_file: Passphrase = None,
+) -> None:
+    """Copy a node's key to a file, locked with a passphrase.
+
+    Example: shoal identity export runs/mesh/node0 /media/stick/node0.pem
+    """
+    from shoal.node.backup import export_key
+
+    made = export_key(directory, target, _passphrase(passphrase_file, confirm=True))
+    print(f"the key of {made.node_id.hex()} is in {target}, for whoever has the passphrase")
+
+
+@identity.command("import")
+def bring_back(
+    source: Annotated[Path, typer.Argument(help="what `shoal identity export` wrote")],
+    directory: Directory,
+    passphrase_file: Passphrase = None,
+) -> None:
+    """Bring a node's key back from a copy.
+
+    The node starts only where the key's safety.db is as well: a key without the memory of its
+    votes must not vote.
+
+    Example: shoal identity import /media/stick/node0.pem runs/mesh/node0
+    """
+    from shoal.node.backup import import_key
+
+    brought = import_key(source, directory, _passphrase(passphrase_file, confirm=False))
+    print(f"{directory} has the key of {brought.node_id.hex()}")
+
+
+def _passphrase(file: Path | None, *, confirm: bool) -> str:
+    if file is None:
+        return str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm))
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    return lines[0] if lines else ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.add_typer(identity, name="identity")
