@@ -15,6 +15,8 @@ from shoal.gossip.suspicion import Case, Flight
 
 # A member that was never heard gets this long to start before its silence counts.
 GRACE_S = 10.0
+# And is asked for so often until it is.
+FIRST_AGAIN_S = 2.0
 RELAYED_MAX = 256
 # A detour is two trips, and the relay waits for its own deadline in between.
 DETOUR_FACTOR = 3.0
@@ -50,9 +52,11 @@ class Probes:
         for case in list(eyes.cases.values()):
             if case.flight is not None:
                 self._look_at(case, case.flight)
-            elif case.is_open and eyes.awake - (case.probed_at or 0.0) >= CHECK_S:
+            elif case.is_open or case.heard_at is None:
                 # One lost message is no verdict: as long as it can still be saved, ask again.
-                self.probe(case)
+                pause_s = CHECK_S if case.is_open else FIRST_AGAIN_S
+                if eyes.awake - (case.probed_at or 0.0) >= pause_s:
+                    self.probe(case)
         for key in [key for key, until in self._relayed.items() if eyes.awake >= until]:
             del self._relayed[key]
             subject, asker, nonce = key
