@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import shoal
-from shoal.node import errors, membership_commands, proof_commands
+from shoal.node import errors, life_commands, membership_commands, proof_commands
 from shoal.node.config import DEFAULT_LISTEN, load_settings
 from shoal.node.errors import UserError
 
@@ -201,22 +201,6 @@ def checkpoints(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> N
 
 
 @app.command()
-def peers(address: Address = DEFAULT_LISTEN, as_json: AsJson = False) -> None:
-    """List a node's peers and what went wrong.
-
-    Example: shoal peers 127.0.0.1:7400
-    """
-    from shoal.node.inspect_client import as_plain, fetch_status
-    from shoal.node.views import make_console, peers_table
-
-    reply = asyncio.run(fetch_status(address))
-    if as_json:
-        print(json.dumps([as_plain(each) for each in reply.peers], indent=2))
-    else:
-        make_console().print(peers_table(reply.peers))
-
-
-@app.command()
 def health(
     address: Address = DEFAULT_LISTEN,
     service: Annotated[str, typer.Option(help="a gRPC service; empty: the whole node")] = "",
@@ -303,6 +287,7 @@ def version() -> None:
 
 
 membership_commands.register(app)
+life_commands.register(app)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:

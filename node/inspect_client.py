@@ -18,6 +18,7 @@ from shoal.proto import inspect_pb2, inspect_pb2_grpc
 StatusReply = inspect_pb2.StatusReply
 CheckpointReply = inspect_pb2.Checkpoint
 PeerReply = inspect_pb2.Peer
+ExplainReply = inspect_pb2.ExplainReply
 
 DEADLINE_S = 5.0
 
@@ -41,6 +42,19 @@ async def fetch_status(address: str, *, deadline_s: float = DEADLINE_S) -> Statu
     """The node's state now; raises UnreachableError."""
     async with open_channel(address) as channel:
         return await ask_status(channel, address, deadline_s=deadline_s)
+
+
+async def fetch_explanation(
+    address: str, number: int, *, deadline_s: float = DEADLINE_S
+) -> ExplainReply:
+    """What the node knows about the checkpoint of a round; raises UnreachableError."""
+    async with open_channel(address) as channel:
+        stub = inspect_pb2_grpc.InspectStub(channel)
+        try:
+            request = inspect_pb2.ExplainRequest(round=number)
+            return await stub.Explain(request, timeout=deadline_s)
+        except grpc.aio.AioRpcError as error:
+            raise explain_failure(address, error, deadline_s) from None
 
 
 async def ask_status(

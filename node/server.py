@@ -94,6 +94,9 @@ class Backend(Protocol):
     def status(self) -> inspect_pb2.StatusReply:
         """Return everything that there is to know about this node."""
 
+    def explain(self, number: int) -> inspect_pb2.ExplainReply:
+        """Return how the checkpoint of a round came about."""
+
 
 class _NotHereError(Exception):
     """What is asked for is not held here."""
@@ -208,8 +211,13 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 class InspectServicer(inspect_pb2_grpc.InspectServicer):
     """What people ask for."""
 
-    def __init__(self, status: Callable[[], inspect_pb2.StatusReply]) -> None:
+    def __init__(
+        self,
+        status: Callable[[], inspect_pb2.StatusReply],
+        explain: Callable[[int], inspect_pb2.ExplainReply],
+    ) -> None:
         self._status = status
+        self._explain = explain
 
     async def Status(
         self, request: inspect_pb2.StatusRequest, context: Any
@@ -226,6 +234,12 @@ class InspectServicer(inspect_pb2_grpc.InspectServicer):
             yield self._status()
             await asyncio.sleep(interval_ms / 1000)
 
+    async def Explain(
+        self, request: inspect_pb2.ExplainRequest, context: Any
+    ) -> inspect_pb2.ExplainReply:
+        """Return how the checkpoint of a round came about."""
+        return self._explain(request.round)
+
 
 class Server:
     """The gRPC server of one node."""
@@ -237,7 +251,7 @@ class Server:
         self._health = HealthServicer()
         mesh_pb2_grpc.add_MeshServicer_to_server(MeshServicer(backend, links, meters), self._server)
         inspect_pb2_grpc.add_InspectServicer_to_server(
-            InspectServicer(backend.status), self._server
+            InspectServicer(backend.status, backend.explain), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._services = [

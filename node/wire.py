@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from shoal.gossip.liveness import Message
 from shoal.node.errors import PeerError
+from shoal.node.liveness_wire import make_liveness, parse_liveness
 from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.proto import mesh_pb2
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 # Above the largest frame or chunk plus its envelope, far below what hurts.
 MESSAGE_BYTES_MAX = 4 << 20
@@ -90,7 +92,7 @@ class Pong:
 
 
 LinkMessage: TypeAlias = (
-    Hello | Proof | Announced | SummaryMessage | ConsensusMessages | Ping | Pong
+    Hello | Proof | Announced | SummaryMessage | ConsensusMessages | Ping | Pong | Message
 )
 
 
@@ -159,6 +161,8 @@ def parse_frame(frame: Frame) -> LinkMessage:
         return Ping(frame.ping.stamp)
     if kind == "pong":
         return Pong(frame.pong.stamp)
+    if kind == "liveness":
+        return parse_liveness(frame.liveness)
     raise PeerError("malformed-message", "a frame of an unknown kind")
 
 
@@ -197,6 +201,8 @@ def make_frame(message: LinkMessage) -> Frame:
             return Frame(ping=mesh_pb2.Ping(stamp=stamp))
         case Pong(stamp):
             return Frame(pong=mesh_pb2.Ping(stamp=stamp))
+        case Message():
+            return Frame(liveness=make_liveness(message))
 
 
 def make_reference(reference: Reference) -> mesh_pb2.DeltaReference:

@@ -25,11 +25,13 @@ FILE_LINES_MAX = 400
 # Files that may see protobuf's generated classes: the translation layer and the two ends.
 PROTO_USERS = {
     "node/wire.py",
+    "node/liveness_wire.py",
     "node/server.py",
     "node/bulk.py",
     "node/bulk_wire.py",
     "node/links.py",
     "node/status.py",
+    "node/explain.py",
     "node/join.py",
     "node/operator.py",
     "node/inspect_client.py",

@@ -1,0 +1,47 @@
+"""Whom to keep links to: the neighbours that the member list gives, and all validators.
+
+Where neighbours are dead in this node's opinion, those come in that would be neighbours without
+them, so that the graph stays as dense as it is meant to be; the dead are dialled all the same,
+which is how their return is noticed.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from shoal.consensus.ledger import Member
+from shoal.gossip.topology import neighbours
+from shoal.node.links import Links
+
+DIAL_INTERVAL_S = 2.0
+
+
+def targets(
+    members: Mapping[bytes, Member],
+    validators: Collection[bytes],
+    dead: Collection[bytes],
+    *,
+    me: bytes,
+    mesh_id: bytes,
+    degree: int,
+) -> dict[str, bytes | None]:
+    """Addresses to dial, with the id that must answer there."""
+    living = [member for member in members if member not in dead]
+    wanted = {
+        *neighbours(members, me, mesh_id, degree),
+        *neighbours(living, me, mesh_id, degree),
+        *validators,
+    }
+    return {members[peer].address: peer for peer in sorted(wanted - {me}) if peer in members}
+
+
+async def keep_dialling(
+    links: Links, wanted: Callable[[], dict[str, bytes | None]], first: Sequence[str]
+) -> None:
+    """Keep links to these addresses, for ever; `first` are tried while there is no link at all."""
+    while True:
+        now = wanted()
+        if not links.connected:
+            for address in first:
+                now.setdefault(address, None)
+        links.dial(now)
+        await asyncio.sleep(DIAL_INTERVAL_S)
