@@ -14,7 +14,7 @@ JOBS ?= 2
 # How many times longer than `make sim` is `make sim-long`.
 N ?= 20
 
-.PHONY: help install proto proto-check format check test sim sim-long mutants chaos demo bench compose-test clean
+.PHONY: help install proto proto-check format check test sim sim-long mutants chaos demo bench detector compose-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,10 @@ demo: install ## four nodes on this machine train one model; KEEP=1 leaves them 
 bench: install ## the benchmarks, as JSON lines
 	$(BIN)/python -m benchmarks.codec
 	$(BIN)/python -m benchmarks.consensus
+
+detector: install ## how soon the dead are noticed: simulated, then four real processes (about 12 minutes)
+	$(BIN)/python -m benchmarks.detector simulated
+	$(BIN)/python -m benchmarks.detector real --stall-seconds 300
 
 compose-test: ## the same mesh in containers, for real (skips loudly where no engine can start)
 	python3 scripts/compose_test.py
