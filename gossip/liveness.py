@@ -32,6 +32,11 @@ def first_incarnation(boot: int) -> int:
     return boot << _REFUTATIONS_BITS
 
 
+def boot_of(incarnation: int) -> int:
+    """Which start of its key an incarnation belongs to."""
+    return incarnation >> _REFUTATIONS_BITS
+
+
 class Alive(NamedTuple):
     """`member` says that it lives; the highest incarnation counts."""
 

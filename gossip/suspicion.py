@@ -11,7 +11,7 @@ All times are seconds awake (patience.AwakeClock).
 from collections import deque
 from dataclasses import dataclass, field
 
-from shoal.gossip.liveness import Evidence, Opinion, State, Suspicion
+from shoal.gossip.liveness import Evidence, Opinion, State, Suspicion, boot_of
 from shoal.gossip.patience import (
     RoundTrips,
     reconnect_allowed_s,
@@ -97,6 +97,9 @@ class Case:
         """Take in the member's own word; whether it is news. Older accusations end with it."""
         if incarnation <= self.incarnation and (self.word or incarnation < self.incarnation):
             return False
+        if boot_of(incarnation) != boot_of(self.incarnation):
+            # Another process: how long the one before it stood still says nothing about this one.
+            self.false_silences.clear()
         self.incarnation, self.word = incarnation, word
         self.accusers.clear()
         return True

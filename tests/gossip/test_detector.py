@@ -88,6 +88,21 @@ def test_a_longer_stall_is_learned_from(seed: int) -> None:
     assert len(sky.false_deaths()) == early, "the second such silence is waited for"
 
 
+def test_what_is_learned_of_a_process_ends_with_it() -> None:
+    sky = settled(4, seed=6)
+    victim = sky.names[0]
+    for pause_s in (5.0, 5.0):
+        sky.stall(victim, pause_s)
+        sky.run(20)
+    case = sky.hosts[sky.names[1]].detector._eyes.cases[victim]
+    assert max(case.false_silences) > 4
+    sky.kill(victim)
+    sky.run(3)
+    sky.restart(victim)
+    sky.run(5)
+    assert not case.false_silences
+
+
 @pytest.mark.parametrize("size", [4, 7, 10])
 def test_liars_who_accuse_everybody_kill_nobody(size: int) -> None:
     sky = settled(size, seed=size)
