@@ -67,7 +67,8 @@ bench: install ## the benchmarks, as JSON lines
 	$(BIN)/python -m benchmarks.consensus
 
 detector: install ## how soon the dead are noticed: simulated, then four real processes (about 12 minutes)
-	$(BIN)/python -m benchmarks.detector simulated
+	$(BIN)/python -m benchmarks.detector deaths
+	$(BIN)/python -m benchmarks.detector troubles
 	$(BIN)/python -m benchmarks.detector real --stall-seconds 300
 
 compose-test: ## the same mesh in containers, for real (skips loudly where no engine can start)

@@ -138,6 +138,7 @@ class Hearsay:
         case.accusers[suspicion.accuser] = suspicion
         eyes.touched.add(case.member)
         self._spread(suspicion)
+        case.doubted = True
         if case.own is None and (case.probed_at is None or eyes.awake - case.probed_at >= CHECK_S):
             self._look(case)
 

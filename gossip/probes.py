@@ -52,9 +52,9 @@ class Probes:
         for case in list(eyes.cases.values()):
             if case.flight is not None:
                 self._look_at(case, case.flight)
-            elif case.is_open or case.heard_at is None:
+            elif case.is_open or case.doubted or case.heard_at is None:
                 # One lost message is no verdict: as long as it can still be saved, ask again.
-                pause_s = CHECK_S if case.is_open else FIRST_AGAIN_S
+                pause_s = CHECK_S if case.is_open or case.doubted else FIRST_AGAIN_S
                 if eyes.awake - (case.probed_at or 0.0) >= pause_s:
                     self.probe(case)
         for key in [key for key, until in self._relayed.items() if eyes.awake >= until]:
@@ -84,7 +84,7 @@ class Probes:
         eyes = self._eyes
         if case.flight is not None:
             return
-        case.probed_at = eyes.awake
+        case.probed_at, case.doubted = eyes.awake, False
         linked = case.member in eyes.linked
         nonce = eyes.rng.getrandbits(NONCE_BITS)
         case.flight = Flight(nonce, eyes.now, eyes.awake, eyes.clock.late_s, linked)

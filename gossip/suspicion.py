@@ -77,6 +77,8 @@ class Case:
     accusers: dict[bytes, Suspicion] = field(default_factory=dict)
     flight: Flight | None = None
     probed_at: float | None = None
+    # Somebody accuses it since the last probe began.
+    doubted: bool = False
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     false_silences: deque[float] = field(default_factory=lambda: deque(maxlen=FALSE_SILENCES_KEPT))
     state: State = State.SUSPECT

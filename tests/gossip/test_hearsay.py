@@ -110,6 +110,23 @@ def test_accusations_alone_kill_nobody_who_answers() -> None:
     assert len(bench.detector.opinions()[A].accusers) == 3
 
 
+def test_an_accusation_right_after_a_good_probe_is_looked_into_all_the_same() -> None:
+    bench = Bench()
+    bench.wait(5, answering=(A, B, C, D))
+    asked: list[float] = []
+    for _ in range(20):
+        # Somewhere in between A has just been probed: whenever it is accused, it is probed soon.
+        bench.hear(B, alive(A, FIRST + len(asked)))
+        bench.hear(B, accusation(B, A, FIRST + len(asked)))
+        begun = bench.now
+        while not any(
+            isinstance(effect, Tell) and (effect.peer, effect.message.kind) == (A, Kind.PROBE)
+            for effect in bench.wait(TICK_S, answering=(A, B, C, D))
+        ):
+            assert bench.now - begun < 0.8
+        asked.append(bench.now - begun)
+
+
 def test_an_own_failure_alone_kills_nobody() -> None:
     bench = Bench()
     bench.wait(20, answering=(B, C, D))
