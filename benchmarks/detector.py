@@ -133,10 +133,14 @@ def all_troubles(seeds: int) -> Iterator[dict[str, Any]]:
             yield {"trouble": name, "n": size, **life(size, name, 120, seeds)}
 
 
-def real(repeats: int, stall_s: float) -> Iterator[dict[str, Any]]:
-    """Four processes that train, on this machine as it is now."""
+def real(repeats: int, stall_s: float, *, train: bool) -> Iterator[dict[str, Any]]:
+    """Four processes, on this machine as it is now.
+
+    Under `nice -n 19` training cannot stand further back than the nodes do; then do without it.
+    """
+    extra = () if train else ("train.enabled=false",)
     with tempfile.TemporaryDirectory() as directory:
-        mesh = WatchedMesh(Path(directory) / "mesh")
+        mesh = WatchedMesh(Path(directory) / "mesh", extra=extra)
         try:
             mesh.settle()
             silent: list[float] = []
@@ -184,9 +188,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--stall-seconds", type=float, default=300.0)
+    parser.add_argument("--no-training", action="store_true", help="of the meshes of `real`")
     given = parser.parse_args()
     if given.what == "real":
-        found = real(given.repeats, given.stall_seconds)
+        found = real(given.repeats, given.stall_seconds, train=not given.no_training)
     else:
         found = (all_deaths if given.what == "deaths" else all_troubles)(given.seeds)
     for line in found:

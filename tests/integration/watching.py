@@ -22,12 +22,19 @@ LEARN_S = 8.0
 class WatchedMesh:
     """A mesh of processes; the last one is what things happen to."""
 
-    def __init__(self, directory: Path, *, stall: tuple[float, float] | None = None) -> None:
-        """stall: (seconds blocked, every so many seconds) of the last one's event loop."""
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        stall: tuple[float, float] | None = None,
+        extra: tuple[str, ...] = (),
+    ) -> None:
+        """stall: (seconds blocked, every so many seconds) of the last one's event loop; extra:
+        settings of the others, and of the last one where it does not stall."""
         self.directories = found_mesh(directory, local_steps=150, rounds_per_checkpoint=2)
         self.addresses = [load_settings(each).node.listen for each in self.directories]
-        self._stall = stall
-        self.processes = [run_node(each) for each in self.directories[:-1]]
+        self._stall, self._extra = stall, extra
+        self.processes = [run_node(each, *extra) for each in self.directories[:-1]]
         self.processes.append(self._start_last())
         last = load_settings(self.directories[-1]).node.listen
         reply = None
@@ -40,7 +47,7 @@ class WatchedMesh:
     def _start_last(self) -> Process:
         directory = self.directories[-1]
         if self._stall is None:
-            return run_node(directory)
+            return run_node(directory, *self._extra)
         seconds, every_s = self._stall
         return StallingProcess(directory, seconds, every_s)
 
