@@ -159,7 +159,7 @@ def real(repeats: int, stall_s: float, *, train: bool) -> Iterator[dict[str, Any
     if not stall_s:
         return
     with tempfile.TemporaryDirectory() as directory:
-        mesh = WatchedMesh(Path(directory) / "mesh", stall=(STALL_S, STALL_EVERY_S))
+        mesh = WatchedMesh(Path(directory) / "mesh", stall=(STALL_S, STALL_EVERY_S), extra=extra)
         try:
             end = time.monotonic() + stall_s
             loads = []

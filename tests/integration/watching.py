@@ -30,7 +30,7 @@ class WatchedMesh:
         extra: tuple[str, ...] = (),
     ) -> None:
         """stall: (seconds blocked, every so many seconds) of the last one's event loop; extra:
-        settings of the others, and of the last one where it does not stall."""
+        further settings, like "train.enabled=false"."""
         self.directories = found_mesh(directory, local_steps=150, rounds_per_checkpoint=2)
         self.addresses = [load_settings(each).node.listen for each in self.directories]
         self._stall, self._extra = stall, extra
@@ -49,7 +49,7 @@ class WatchedMesh:
         if self._stall is None:
             return run_node(directory, *self._extra)
         seconds, every_s = self._stall
-        return StallingProcess(directory, seconds, every_s)
+        return StallingProcess(directory, seconds, every_s, self._extra)
 
     def close(self) -> None:
         for process in self.processes:
@@ -124,10 +124,12 @@ class WatchedMesh:
 class StallingProcess(Process):
     """A node whose event loop stands still now and then (tests/integration/stalling_node.py)."""
 
-    def __init__(self, directory: Path, seconds: float, every_s: float) -> None:
+    def __init__(
+        self, directory: Path, seconds: float, every_s: float, extra: tuple[str, ...]
+    ) -> None:
         self.directory = directory
         self.log = directory.with_name(f"{directory.name}.log")
-        words = [str(directory), str(seconds), str(every_s)]
+        words = [str(directory), str(seconds), str(every_s), *extra]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.integration.stalling_node", *words],
