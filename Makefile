@@ -16,7 +16,7 @@ N ?= 20
 TARGET ?= all
 MINUTES ?= 15
 
-.PHONY: help install proto proto-check format check test fuzz sim sim-long mutants chaos demo bench compose-test clean
+.PHONY: help install proto proto-check format check test fuzz sim sim-long mutants chaos demo bench detector compose-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -73,6 +73,11 @@ bench: install ## the benchmarks, as JSON lines
 	$(BIN)/python -m benchmarks.codec
 	$(BIN)/python -m benchmarks.transport
 	$(BIN)/python -m benchmarks.consensus
+
+detector: install ## how soon the dead are noticed: simulated, then four real processes (about 12 minutes)
+	$(BIN)/python -m benchmarks.detector deaths
+	$(BIN)/python -m benchmarks.detector troubles
+	$(BIN)/python -m benchmarks.detector real --stall-seconds 300
 
 compose-test: ## the same mesh in containers, for real (skips loudly where no engine can start)
 	python3 scripts/compose_test.py

@@ -37,7 +37,7 @@ from shoal.node.meters import Meters
 from shoal.node.server import Server
 from shoal.node.trust import Trust
 from shoal.node.wire import ConsensusMessages, LinkMessage
-from shoal.proto.inspect_pb2 import StatusReply
+from shoal.proto.inspect_pb2 import ExplainReply, StatusReply
 
 APPLIED = "applied"
 ORIGINS = 64
@@ -82,6 +82,9 @@ class Nothing:
 
     def status(self) -> StatusReply:
         return StatusReply()
+
+    def explain(self, number: int) -> ExplainReply:
+        return ExplainReply()
 
 
 class Origin:

@@ -24,6 +24,7 @@ from shoal.node import (
     demo_command,
     errors,
     identity_commands,
+    life_commands,
     membership_commands,
     proof_commands,
 )
@@ -214,22 +215,6 @@ def checkpoints(address: Target = DEFAULT_INSPECT, as_json: AsJson = False) -> N
 
 
 @app.command()
-def peers(address: Target = DEFAULT_INSPECT, as_json: AsJson = False) -> None:
-    """List a node's peers and what went wrong.
-
-    Example: shoal peers runs/mesh/node0
-    """
-    from shoal.node.inspect_client import as_plain, fetch_status
-    from shoal.node.views import make_console, peers_table
-
-    reply = asyncio.run(fetch_status(address))
-    if as_json:
-        print(json.dumps([as_plain(each) for each in reply.peers], indent=2))
-    else:
-        make_console().print(peers_table(reply.peers))
-
-
-@app.command()
 def health(
     address: Target = DEFAULT_INSPECT,
     service: Annotated[str, typer.Option(help="a gRPC service; empty: the whole node")] = "",
@@ -283,6 +268,7 @@ def version() -> None:
 
 membership_commands.register(app)
 identity_commands.register(app)
+life_commands.register(app)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:

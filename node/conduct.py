@@ -12,6 +12,7 @@ other until it has cooled off, each time twice as long as the time before.
 
 from dataclasses import dataclass, field
 
+from shoal.gossip.liveness import Message
 from shoal.node.errors import PeerError
 from shoal.node.rate import TokenBucket
 from shoal.node.wire import Announced, ConsensusMessages, LinkMessage, SummaryMessage
@@ -22,6 +23,8 @@ MESSAGES: dict[str, tuple[float, float]] = {
     "consensus": (1000, 8192),
     "announce": (2000, 8192),
     "summary": (4, 32),
+    # One that probes, relays and passes rumours on sends some ten a second, in a storm a hundred.
+    "liveness": (200, 800),
     "other": (20, 100),
 }
 STRIKES_MAX = 8
@@ -127,5 +130,7 @@ def _cost(message: LinkMessage) -> tuple[str, int]:
             return "announce", len(deltas)
         case SummaryMessage():
             return "summary", 1
+        case Message():
+            return "liveness", 1
         case _:
             return "other", 1

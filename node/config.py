@@ -141,6 +141,8 @@ class GossipSettings(_Section):
     """seconds until another holder of a delta is asked"""
     fetch_parallel: Annotated[int, Field(ge=1, le=64)] = 4
     """fetches in flight per neighbour"""
+    patience: Annotated[float, Field(ge=0.25, le=16, allow_inf_nan=False)] = 1.0
+    """multiplies every deadline of failure detection; they are learned, this is the only knob"""
 
 
 class ConsensusSettings(_Section):

@@ -7,6 +7,7 @@ Being due is each node's own opinion, and only starts the search for a cut that 
 import asyncio
 from collections.abc import Callable
 
+from shoal.node.chronicle import Chronicle
 from shoal.node.consensus_driver import ConsensusDriver
 from shoal.node.shared_model import SharedModel
 
@@ -21,6 +22,7 @@ async def watch_for_cuts(
     consensus: ConsensusDriver,
     rounds_per_checkpoint: Callable[[], int],
     round_seconds: Callable[[], float],
+    chronicle: Chronicle,
 ) -> None:
     """Tell the attestor when it is time for a checkpoint, for ever."""
     loop = asyncio.get_running_loop()
@@ -28,23 +30,28 @@ async def watch_for_cuts(
     members, until_height = set(model.parameters.members), 0
     while True:
         await asyncio.sleep(LOOK_S)
-        replica = consensus.replica
+        replica, now = consensus.replica, loop.time()
         if set(replica.ledger.members) != members:
             # Who trains from now on is part of a checkpoint; one that was under way when the
             # members changed may not say so yet.
             members, until_height = set(replica.ledger.members), model.height + 1
         count = len(model.book.pending())
         if count != pending:
-            pending, since = count, loop.time()
+            pending, since = count, now
+        rounds = rounds_per_checkpoint()
+        coming = model.height + 1
+        pending_of = {each: model.book.pending_of(each) for each in replica.validators.keys}
+        quorum = replica.validators.quorum
+        chronicle.watch(now, coming, pending_of, quorum=quorum, rounds_wanted=rounds)
         quiet_s = max(QUIET_S, 4 * round_seconds())
-        due = (
-            model.book.due(
-                replica.validators.keys,
-                quorum=replica.validators.quorum,
-                rounds_per_checkpoint=rounds_per_checkpoint(),
-            )
-            or (pending > 0 and loop.time() - since > quiet_s)
-            or (members != set(model.parameters.members) and model.height <= until_height)
-        )
-        if due and model.height == replica.ledger.height:
-            consensus.cut_due(model.height + 1)
+        why = ""
+        if model.book.due(pending_of, quorum=quorum, rounds_per_checkpoint=rounds):
+            ready = sum(have >= rounds for have in pending_of.values())
+            why = f"{ready} of {len(pending_of)} validators had {rounds} deltas or more here"
+        elif pending > 0 and now - since > quiet_s:
+            why = f"nothing new had come for {quiet_s:.0f} s"
+        elif members != set(model.parameters.members) and model.height <= until_height:
+            why = "the members had changed"
+        if why and model.height == replica.ledger.height:
+            chronicle.due(now, coming, why)
+            consensus.cut_due(coming)

@@ -101,6 +101,15 @@ class GossipDriver:
         """A neighbour cannot be reached any more."""
         self._step(LinkDown(peer))
 
+    def ask_others(self, peer: bytes) -> None:
+        """A neighbour does not answer: what it was asked for is asked of others now.
+
+        Its link may still be up, and what it says all the same is heard.
+        """
+        self._step(LinkDown(peer))
+        if peer in self._links.connected:
+            self._step(LinkUp(peer))
+
     def received(self, peer: bytes, message: AnnouncedMessage | SummaryMessage) -> None:
         """A neighbour told what it holds."""
         if isinstance(message, AnnouncedMessage):

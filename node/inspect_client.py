@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 StatusReply = inspect_pb2.StatusReply
 CheckpointReply = inspect_pb2.Checkpoint
 PeerReply = inspect_pb2.Peer
+ExplainReply = inspect_pb2.ExplainReply
 
 DEADLINE_S = 5.0
 STATUS_BYTES_MAX = 4 << 20
@@ -37,6 +38,7 @@ STATUSES = Screen(
     counts={
         "StatusReply.checkpoints": 64,
         "StatusReply.peers": 1024,
+        "Peer.accusers": 64,
         "StatusReply.rejected": 1024,
         "StatusReply.sent_bytes": 64,
         "StatusReply.received_bytes": 64,
@@ -44,6 +46,18 @@ STATUSES = Screen(
     },
     unknown_max=64,
 )
+EXPLANATIONS = Screen(
+    ExplainReply,
+    ExplainReply.FromString,
+    bytes_max=STATUS_BYTES_MAX,
+    counts={"ExplainReply.members": 1024},
+    unknown_max=64,
+)
+_SCREENS: dict[str, Screen[Any]] = {
+    "/shoal.v1.Inspect/Status": STATUSES,
+    "/shoal.v1.Inspect/Watch": STATUSES,
+    "/shoal.v1.Inspect/Explain": EXPLANATIONS,
+}
 
 # A proxy from the environment must not stand between two nodes, and a reply is small.
 _CHANNEL_OPTIONS = [
@@ -84,8 +98,7 @@ def _as_member(target: str, member: Path) -> grpc.aio.Channel:
 
 
 def _stub(channel: grpc.aio.Channel) -> "InspectAsyncStub":
-    screens = {f"/shoal.v1.Inspect/{name}": STATUSES for name in ("Status", "Watch")}
-    strict: Any = StrictChannel(channel, screens)
+    strict: Any = StrictChannel(channel, _SCREENS)
     stub: InspectAsyncStub = inspect_pb2_grpc.InspectStub(strict)
     return stub
 
@@ -96,6 +109,20 @@ async def fetch_status(
     """The node's state now; raises UnreachableError."""
     async with open_channel(address, member) as channel:
         return await ask_status(channel, address, deadline_s=deadline_s)
+
+
+async def fetch_explanation(
+    address: str, number: int, *, deadline_s: float = DEADLINE_S
+) -> ExplainReply:
+    """What the node knows about the checkpoint of a round; raises UnreachableError."""
+    async with open_channel(address) as channel:
+        request = inspect_pb2.ExplainRequest(round=number)
+        try:
+            return sound(await _stub(channel).Explain(request, timeout=deadline_s))
+        except grpc.aio.AioRpcError as error:
+            raise explain_failure(address, error, deadline_s) from None
+        except PeerError as error:
+            raise UnreachableError(f"what {address} answers explains nothing: {error}") from None
 
 
 async def ask_status(

@@ -1,4 +1,4 @@
-"""What waits to be sent over one link, in three lanes: pings, consensus, gossip.
+"""What waits to be sent over one link, in three lanes: pings and probes, consensus, gossip.
 
 Consensus goes before gossip, and whatever of it waits when the stream is free goes in one frame:
 a write costs the same for one vote as for thirty. All lanes are bounded. When a neighbour reads too
@@ -9,6 +9,7 @@ slowly the oldest gossip is dropped (anti-entropy brings it back), and so is the
 import asyncio
 from collections import deque
 
+from shoal.gossip.liveness import Message
 from shoal.node.wire import (
     CONSENSUS_FRAME_BYTES_MAX,
     CONSENSUS_MESSAGES_MAX,
@@ -20,7 +21,7 @@ from shoal.node.wire import (
     make_frame,
 )
 
-PINGS_QUEUED_MAX = 16
+PINGS_QUEUED_MAX = 64
 CONSENSUS_QUEUED_MAX = 4096
 # One that does not read at all costs this much and no more; any message fits.
 CONSENSUS_QUEUED_BYTES_MAX = 16 << 20
@@ -42,7 +43,7 @@ class Lanes:
         match message:
             case ConsensusMessages(messages):
                 self._put_consensus(messages)
-            case Ping() | Pong():
+            case Ping() | Pong() | Message():
                 self._pings.append(make_frame(message))
             case _:
                 self._gossip.append(make_frame(message))

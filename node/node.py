@@ -17,21 +17,25 @@ from shoal.consensus.ledger import Ledger, Member
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.gossip.delta import Delta
-from shoal.gossip.topology import neighbours
+from shoal.gossip.liveness import Message
 from shoal.node.addresses import split_peer
 from shoal.node.bulk_wire import Contact, GenesisParts
 from shoal.node.capture import open_capture
 from shoal.node.certified import Certified, Certifier, certified
 from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
+from shoal.node.chronicle import Chronicle
 from shoal.node.company import Company, contacts
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
 from shoal.node.cut_watch import watch_for_cuts
 from shoal.node.database import Database
 from shoal.node.delta_log import check_delta_log
+from shoal.node.dialling import keep_dialling
 from shoal.node.errors import PeerError
 from shoal.node.evaluation import Evaluation
+from shoal.node.explain import ExplainReply, explain_reply
+from shoal.node.failure_detection import detection_of_node
 from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver, relay_settings
 from shoal.node.holdings import open_holdings
@@ -44,20 +48,12 @@ from shoal.node.repair import Repair, repair_of_node
 from shoal.node.round import RoundLoop
 from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.statements import statement_reader
-from shoal.node.status import (
-    CHECKPOINTS_SHOWN,
-    CheckpointFacts,
-    NodeState,
-    StatusReply,
-    status_reply,
-)
+from shoal.node.status import CHECKPOINTS_SHOWN, NodeState, StatusReply, status_reply
 from shoal.node.trainer import TrainerProcess, TrainingFailed
 from shoal.node.trust import Trust
 from shoal.node.wire import Announced, ConsensusMessages, LinkMessage, SummaryMessage
 
 log = structlog.get_logger()
-
-DIAL_INTERVAL_S = 2.0
 
 
 class Node:
@@ -106,6 +102,14 @@ class Node:
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
         model.mesh = self._mesh.now
+        self._detection = detection_of_node(
+            identity=identity,
+            boot=database.boots,
+            patience=settings.gossip.patience,
+            links=self.links,
+            consensus=self._consensus,
+            gossip=self._gossip,
+        )
         self._repair = self._make_repair()
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
@@ -121,6 +125,8 @@ class Node:
             model=model,
             consensus=self._consensus,
             gossip=self._gossip,
+            detection=self._detection,
+            chronicle=Chronicle(self._detection.states),
         )
 
     @property
@@ -142,7 +148,7 @@ class Node:
             trust=Trust(self._identity, company.trusted),
             on_evidence=lambda operation: self._consensus.submit(operation),
             on_up=self._on_up,
-            on_down=lambda peer: self._gossip.link_down(peer),
+            on_down=self._on_down,
             on_message=self._on_message,
         )
 
@@ -220,6 +226,8 @@ class Node:
                 each, path, frame_bytes_max=max_frame_bytes(self._model.schema.layout, CHUNK)
             ),
             settings=self._settings.retention,
+            dead=lambda: self._detection.dead,
+            lost=lambda: self._detection.lost,
         )
 
     def _make_membership(self) -> Membership:
@@ -235,8 +243,13 @@ class Node:
         )
 
     def _on_up(self, peer: bytes) -> None:
+        self._detection.link_up(peer)
         self._gossip.link_up(peer)
         self._consensus.linked(peer)
+
+    def _on_down(self, peer: bytes) -> None:
+        self._detection.link_down(peer)
+        self._gossip.link_down(peer)
 
     # --- running --------------------------------------------------------------------------------
 
@@ -263,8 +276,17 @@ class Node:
                 consensus=self._consensus,
                 rounds_per_checkpoint=lambda: self._mesh.now().rounds_per_checkpoint,
                 round_seconds=lambda: self.state.facts.round_seconds,
+                chronicle=self.state.chronicle,
             ),
-            self._keep_dialling(),
+            self._detection.run(),
+            keep_dialling(
+                self.links,
+                self._consensus,
+                lambda: self._detection.dead,
+                me=self._identity.node_id,
+                degree=self._settings.gossip.degree,
+                told=self._told,
+            ),
             self._take_part(trainer),
         ]
         async with asyncio.TaskGroup() as group:
@@ -314,23 +336,6 @@ class Node:
     async def _publish(self, delta: Delta) -> None:
         await self._model.add(delta, own=True)
 
-    async def _keep_dialling(self) -> None:
-        """Keep links to the neighbours that the member list gives, and to all validators."""
-        me = self._identity.node_id
-        while True:
-            members = self._consensus.replica.ledger.members
-            wanted = set(neighbours(members, me, self.mesh_id, self._settings.gossip.degree)) | set(
-                self._consensus.replica.validators.keys
-            )
-            targets = {
-                members[peer].address: peer for peer in sorted(wanted - {me}) if peer in members
-            }
-            if not self.links.connected:
-                for peer, address in self._told.items():
-                    targets.setdefault(address, peer)
-            self.links.dial(targets)
-            await asyncio.sleep(DIAL_INTERVAL_S)
-
     # --- what happens ---------------------------------------------------------------------------
 
     def _on_message(self, peer: bytes, message: LinkMessage) -> None:
@@ -338,25 +343,15 @@ class Node:
             case ConsensusMessages(messages):
                 for data in messages:
                     self._consensus.received(peer, data)
+            case Message():
+                self._detection.received(peer, message)
             case Announced() | SummaryMessage():
                 self._gossip.received(peer, message)
             case _:
                 raise PeerError("malformed-message", "a handshake frame after the handshake")
 
     def _on_certified(self, found: Certified, materialised: bool) -> None:
-        self.state.remember(
-            CheckpointFacts(
-                height=found.height,
-                round=found.record.round,
-                root=found.record.anchor_root,
-                record=found.record.digest,
-                signatures=len(found.certificate.signers),
-                view=found.certificate.view,
-                deltas=len(found.record.cut),
-                tokens=found.parameters.tokens,
-                materialised=materialised,
-            )
-        )
+        self.state.remember(found, materialised=materialised)
         newest = materialised and found.height == self._model.height
         if newest and self._trainer is not None:
             self._evaluation.soon(self._trainer)
@@ -396,3 +391,8 @@ class Node:
     def status(self) -> StatusReply:
         """Return everything that there is to know about this node."""
         return status_reply(self.state)
+
+    def explain(self, number: int) -> ExplainReply:
+        """Return how the checkpoint of a round came about."""
+        members = self._consensus.replica.ledger.members
+        return explain_reply(self.state.chronicle, members, number)

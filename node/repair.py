@@ -331,15 +331,23 @@ def repair_of_node(
     certify: Callable[[Description], object],
     check_delta_log: CheckDeltaLog,
     settings: RetentionSettings,
+    dead: Callable[[], Collection[bytes]],
+    lost: Callable[[], Collection[bytes]],
 ) -> Repair:
-    """Return the repair of a running node; `ledger`, `validators` and `height` as of now."""
+    """Return the repair of a running node; all that is called is as of now.
+
+    dead: members that are not asked; lost: those that others stand in for. Nodes may differ about
+    both: that makes a copy too many, never one too few, since a piece only goes when enough members
+    say that they hold it.
+    """
 
     def situation() -> Situation:
         f = (len(validators().keys) - 1) // 3
-        return Situation(height(), frozenset(ledger().members), copies(f))
+        members = frozenset(ledger().members).difference(lost())
+        return Situation(height(), members, copies(f))
 
     def stub(member: bytes) -> "Stub | None":
-        known = ledger().members.get(member)
+        known = None if member in dead() else ledger().members.get(member)
         return links.stub(member, known.address) if known is not None else None
 
     return Repair(

@@ -116,6 +116,9 @@ class Backend(Protocol):
     def status(self) -> inspect_pb2.StatusReply:
         """Return everything that there is to know about this node."""
 
+    def explain(self, number: int) -> inspect_pb2.ExplainReply:
+        """Return how the checkpoint of a round came about."""
+
 
 class _NotHereError(Exception):
     """What is asked for is not held here."""
@@ -279,8 +282,13 @@ class JoinServicer(MeshServicer):
 class InspectServicer(inspect_pb2_grpc.InspectServicer):
     """What people ask for."""
 
-    def __init__(self, status: Callable[[], inspect_pb2.StatusReply]) -> None:
+    def __init__(
+        self,
+        status: Callable[[], inspect_pb2.StatusReply],
+        explain: Callable[[int], inspect_pb2.ExplainReply],
+    ) -> None:
         self._status = status
+        self._explain = explain
 
     async def Status(
         self, request: inspect_pb2.StatusRequest, context: Any
@@ -296,6 +304,12 @@ class InspectServicer(inspect_pb2_grpc.InspectServicer):
         while True:
             yield self._status()
             await asyncio.sleep(interval_ms / 1000)
+
+    async def Explain(
+        self, request: inspect_pb2.ExplainRequest, context: Any
+    ) -> inspect_pb2.ExplainReply:
+        """Return how the checkpoint of a round came about."""
+        return self._explain(request.round)
 
 
 class Server:
@@ -321,7 +335,7 @@ class Server:
         mesh_pb2_grpc.add_MeshServicer_to_server(mesh, self._members)
         join = JoinServicer(backend, links, meters, gate)
         mesh_pb2_grpc.add_MeshServicer_to_server(join, self._newcomers)
-        inspect = InspectServicer(backend.status)
+        inspect = InspectServicer(backend.status, backend.explain)
         for server in (self._members, self._local):
             inspect_pb2_grpc.add_InspectServicer_to_server(inspect, server)
         self._health = HealthServicer()

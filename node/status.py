@@ -11,12 +11,16 @@ import psutil
 
 from shoal import __version__
 from shoal.consensus.quorum import quorum
+from shoal.gossip.liveness import Opinion
 from shoal.node.backup import backup_warnings
+from shoal.node.certified import Certified
+from shoal.node.chronicle import Chronicle
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver
+from shoal.node.failure_detection import FailureDetection, why
 from shoal.node.genesis import Genesis, MeshParameters
 from shoal.node.gossip_driver import GossipDriver
-from shoal.node.links import Links
+from shoal.node.links import Links, PeerRecord
 from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.round import RoundFacts
@@ -75,13 +79,29 @@ class NodeState:
     model: SharedModel
     consensus: ConsensusDriver
     gossip: GossipDriver
+    detection: FailureDetection
+    chronicle: Chronicle
     facts: RoundFacts = field(default_factory=RoundFacts)
     device: str = ""
     shard_tokens: int = 0
     checkpoints: dict[int, CheckpointFacts] = field(default_factory=dict)
 
-    def remember(self, facts: CheckpointFacts) -> None:
-        """Keep a checkpoint's facts, the newest ones only."""
+    def remember(self, found: Certified, *, materialised: bool) -> None:
+        """Keep what is shown of a checkpoint, the newest ones only."""
+        pending = (header.key for header in self.model.book.pending())
+        now = asyncio.get_running_loop().time()
+        self.chronicle.committed(now, found.record, pending, seen=not materialised)
+        facts = CheckpointFacts(
+            height=found.height,
+            round=found.record.round,
+            root=found.record.anchor_root,
+            record=found.record.digest,
+            signatures=len(found.certificate.signers),
+            view=found.certificate.view,
+            deltas=len(found.record.cut),
+            tokens=found.parameters.tokens,
+            materialised=materialised,
+        )
         known = self.checkpoints.get(facts.height)
         if known is not None:
             facts.materialised = facts.materialised or known.materialised
@@ -199,8 +219,13 @@ def _peers(state: NodeState) -> list[inspect_pb2.Peer]:
     validators = state.consensus.replica.validators.keys
     for member, (contiguous, bitmap) in state.model.book.summary().items():
         newest[member] = contiguous + int.from_bytes(bitmap, "little").bit_length()
-    return [
-        inspect_pb2.Peer(
+    opinions, ledger = state.detection.opinions(), state.consensus.replica.ledger
+    peers = []
+    for peer in sorted({*state.links.peers, *opinions}):
+        record = state.links.peers.get(peer) or PeerRecord(
+            address=ledger.members[peer].address if peer in ledger.members else ""
+        )
+        found = inspect_pb2.Peer(
             node_id=peer.hex(),
             address=record.address,
             state=record.state,
@@ -212,5 +237,18 @@ def _peers(state: NodeState) -> list[inspect_pb2.Peer]:
             last_error=record.last_error,
             committed_height=record.committed_height,
         )
-        for peer, record in sorted(state.links.peers.items())
-    ]
+        if peer in opinions:
+            _add_opinion(found, opinions[peer])
+        peers.append(found)
+    return peers
+
+
+def _add_opinion(peer: inspect_pb2.Peer, opinion: Opinion) -> None:
+    peer.liveness = str(opinion.state)
+    peer.why = why(opinion)
+    peer.heard_seconds = -1.0 if opinion.heard_s is None else opinion.heard_s
+    peer.silent_seconds = opinion.silent_s
+    peer.deadline_ms = opinion.deadline_s * 1000
+    peer.timeout_seconds = opinion.timeout_s
+    peer.accusers.extend(accuser.hex() for accuser in opinion.accusers)
+    peer.incarnation = opinion.incarnation

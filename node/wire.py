@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from shoal.gossip.liveness import RUMOURS_MAX, Message
 from shoal.node.errors import PeerError
+from shoal.node.liveness_wire import make_liveness, parse_liveness
 from shoal.node.screen import Screen
 from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.proto import mesh_pb2
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 # Above the largest frame or chunk plus its envelope, far below what hurts.
 MESSAGE_BYTES_MAX = 4 << 20
@@ -40,6 +42,8 @@ FRAMES = Screen(
         "LinkFrame.consensus": CONSENSUS_MESSAGES_MAX,
         "Announce.deltas": ANNOUNCED_MAX,
         "Summary.members": MEMBERS_MAX,
+        "Liveness.alive": RUMOURS_MAX,
+        "Liveness.suspicions": RUMOURS_MAX,
     },
 )
 # (member, sequence, delta id); an empty id in a request takes whatever stands there.
@@ -105,7 +109,7 @@ class Pong:
 
 
 LinkMessage: TypeAlias = (
-    Hello | Proof | Announced | SummaryMessage | ConsensusMessages | Ping | Pong
+    Hello | Proof | Announced | SummaryMessage | ConsensusMessages | Ping | Pong | Message
 )
 
 
@@ -182,6 +186,8 @@ def parse_frame(frame: Frame) -> LinkMessage:
         return Ping(frame.ping.stamp)
     if kind == "pong":
         return Pong(frame.pong.stamp)
+    if kind == "liveness":
+        return parse_liveness(frame.liveness)
     raise PeerError("malformed-message", "a frame of an unknown kind")
 
 
@@ -221,6 +227,8 @@ def make_frame(message: LinkMessage) -> Frame:
             return Frame(ping=mesh_pb2.Ping(stamp=stamp))
         case Pong(stamp):
             return Frame(pong=mesh_pb2.Ping(stamp=stamp))
+        case Message():
+            return Frame(liveness=make_liveness(message))
 
 
 def make_reference(reference: Reference) -> mesh_pb2.DeltaReference:

@@ -478,6 +478,14 @@ class Peer(_message.Message):
     VALIDATOR_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     COMMITTED_HEIGHT_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    HEARD_SECONDS_FIELD_NUMBER: _builtins.int
+    SILENT_SECONDS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    ACCUSERS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     state: _builtins.str
@@ -489,6 +497,23 @@ class Peer(_message.Message):
     validator: _builtins.bool
     last_error: _builtins.str
     committed_height: _builtins.int
+    liveness: _builtins.str
+    """alive, suspect or dead, in this node's opinion"""
+    why: _builtins.str
+    """in words; empty for alive"""
+    heard_seconds: _builtins.float
+    """since it last proved that it lives; negative: never"""
+    silent_seconds: _builtins.float
+    """since the first probe that it did not answer"""
+    deadline_ms: _builtins.float
+    """what a probe of it is given"""
+    timeout_seconds: _builtins.float
+    """how long it may be silent before it is dead"""
+    incarnation: _builtins.int
+    @_builtins.property
+    def accusers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """others that get no answer from it either"""
+
     def __init__(
         self,
         *,
@@ -502,14 +527,159 @@ class Peer(_message.Message):
         validator: _builtins.bool = ...,
         last_error: _builtins.str = ...,
         committed_height: _builtins.int = ...,
+        liveness: _builtins.str = ...,
+        why: _builtins.str = ...,
+        heard_seconds: _builtins.float = ...,
+        silent_seconds: _builtins.float = ...,
+        deadline_ms: _builtins.float = ...,
+        timeout_seconds: _builtins.float = ...,
+        accusers: _abc.Iterable[_builtins.str] | None = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "committed_height", b"committed_height", "last_error", b"last_error", "last_sequence", b"last_sequence", "node_id", b"node_id", "received_bytes", b"received_bytes", "round_trip_ms", b"round_trip_ms", "sent_bytes", b"sent_bytes", "state", b"state", "validator", b"validator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusers", b"accusers", "address", b"address", "committed_height", b"committed_height", "deadline_ms", b"deadline_ms", "heard_seconds", b"heard_seconds", "incarnation", b"incarnation", "last_error", b"last_error", "last_sequence", b"last_sequence", "liveness", b"liveness", "node_id", b"node_id", "received_bytes", b"received_bytes", "round_trip_ms", b"round_trip_ms", "sent_bytes", b"sent_bytes", "silent_seconds", b"silent_seconds", "state", b"state", "timeout_seconds", b"timeout_seconds", "validator", b"validator", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainReply(_message.Message):
+    """One height, as this node saw it come about. Seconds count from when the height before it had been
+    rebuilt here; negative: it did not happen while this node was looking.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    DUE_SECONDS_FIELD_NUMBER: _builtins.int
+    DUE_WHY_FIELD_NUMBER: _builtins.int
+    COMMITTED_SECONDS_FIELD_NUMBER: _builtins.int
+    PROPOSER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    OLDEST_ROUND_FIELD_NUMBER: _builtins.int
+    NEWEST_ROUND_FIELD_NUMBER: _builtins.int
+    ROUNDS_WANTED_FIELD_NUMBER: _builtins.int
+    known: _builtins.bool
+    """false: this node was not there, or it is too long ago"""
+    height: _builtins.int
+    round: _builtins.int
+    committed: _builtins.bool
+    """false: it is still being worked on"""
+    due_seconds: _builtins.float
+    due_why: _builtins.str
+    committed_seconds: _builtins.float
+    proposer: _builtins.str
+    """hex; of the attempt that was committed"""
+    attempt: _builtins.int
+    """0 for the first proposer"""
+    quorum: _builtins.int
+    oldest_round: _builtins.int
+    """the explanations that are kept reach from here"""
+    newest_round: _builtins.int
+    rounds_wanted: _builtins.int
+    """deltas that make a validator ready"""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waited]: ...
+    def __init__(
+        self,
+        *,
+        known: _builtins.bool = ...,
+        height: _builtins.int = ...,
+        round: _builtins.int = ...,
+        committed: _builtins.bool = ...,
+        due_seconds: _builtins.float = ...,
+        due_why: _builtins.str = ...,
+        committed_seconds: _builtins.float = ...,
+        proposer: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        quorum: _builtins.int = ...,
+        members: _abc.Iterable[Global___Waited] | None = ...,
+        oldest_round: _builtins.int = ...,
+        newest_round: _builtins.int = ...,
+        rounds_wanted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "committed", b"committed", "committed_seconds", b"committed_seconds", "due_seconds", b"due_seconds", "due_why", b"due_why", "height", b"height", "known", b"known", "members", b"members", "newest_round", b"newest_round", "oldest_round", b"oldest_round", "proposer", b"proposer", "quorum", b"quorum", "round", b"round", "rounds_wanted", b"rounds_wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainReply: _TypeAlias = ExplainReply  # noqa: Y015
+
+@_typing.final
+class Waited(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    VALIDATOR_FIELD_NUMBER: _builtins.int
+    READY_SECONDS_FIELD_NUMBER: _builtins.int
+    INCLUDED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    FIRST_ROUND_FIELD_NUMBER: _builtins.int
+    LAST_ROUND_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
+    WAITED_FOR_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    validator: _builtins.bool
+    ready_seconds: _builtins.float
+    """when it had all the deltas that a cut waits for; negative: not"""
+    included: _builtins.int
+    """its deltas in the cut"""
+    left_out: _builtins.int
+    """its deltas that were pending here and not in it"""
+    first_round: _builtins.int
+    """of those included"""
+    last_round: _builtins.int
+    liveness: _builtins.str
+    """when the cut was due"""
+    waited_for: _builtins.bool
+    """its delta completed the quorum"""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        validator: _builtins.bool = ...,
+        ready_seconds: _builtins.float = ...,
+        included: _builtins.int = ...,
+        left_out: _builtins.int = ...,
+        first_round: _builtins.int = ...,
+        last_round: _builtins.int = ...,
+        liveness: _builtins.str = ...,
+        waited_for: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_round", b"first_round", "included", b"included", "last_round", b"last_round", "left_out", b"left_out", "liveness", b"liveness", "node_id", b"node_id", "ready_seconds", b"ready_seconds", "validator", b"validator", "waited_for", b"waited_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waited: _TypeAlias = Waited  # noqa: Y015
 
 @_typing.final
 class Loop(_message.Message):

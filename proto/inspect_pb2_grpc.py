@@ -46,6 +46,11 @@ class InspectStub:
                 request_serializer=shoal_dot_proto_dot_inspect__pb2.WatchRequest.SerializeToString,
                 response_deserializer=shoal_dot_proto_dot_inspect__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/shoal.v1.Inspect/Explain',
+                request_serializer=shoal_dot_proto_dot_inspect__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_inspect__pb2.ExplainReply.FromString,
+                _registered_method=True)
 
 
 class InspectServicer:
@@ -65,6 +70,13 @@ class InspectServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Who was waited for in the checkpoint that a round went into, and what was left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InspectServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_InspectServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=shoal_dot_proto_dot_inspect__pb2.WatchRequest.FromString,
                     response_serializer=shoal_dot_proto_dot_inspect__pb2.StatusReply.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=shoal_dot_proto_dot_inspect__pb2.ExplainRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_inspect__pb2.ExplainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class Inspect:
             '/shoal.v1.Inspect/Watch',
             shoal_dot_proto_dot_inspect__pb2.WatchRequest.SerializeToString,
             shoal_dot_proto_dot_inspect__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Inspect/Explain',
+            shoal_dot_proto_dot_inspect__pb2.ExplainRequest.SerializeToString,
+            shoal_dot_proto_dot_inspect__pb2.ExplainReply.FromString,
             options,
             channel_credentials,
             insecure,

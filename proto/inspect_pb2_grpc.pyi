@@ -37,6 +37,8 @@ class InspectStub:
     def __new__(cls, channel: _aio.Channel) -> InspectAsyncStub: ...
     Status: _grpc.UnaryUnaryMultiCallable[_inspect_pb2.StatusRequest, _inspect_pb2.StatusReply]
     Watch: _grpc.UnaryStreamMultiCallable[_inspect_pb2.WatchRequest, _inspect_pb2.StatusReply]
+    Explain: _grpc.UnaryUnaryMultiCallable[_inspect_pb2.ExplainRequest, _inspect_pb2.ExplainReply]
+    """Who was waited for in the checkpoint that a round went into, and what was left out."""
 
 @_typing.type_check_only
 class InspectAsyncStub(InspectStub):
@@ -47,6 +49,8 @@ class InspectAsyncStub(InspectStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_inspect_pb2.StatusRequest, _inspect_pb2.StatusReply]  # type: ignore[assignment]
     Watch: _aio.UnaryStreamMultiCallable[_inspect_pb2.WatchRequest, _inspect_pb2.StatusReply]  # type: ignore[assignment]
+    Explain: _aio.UnaryUnaryMultiCallable[_inspect_pb2.ExplainRequest, _inspect_pb2.ExplainReply]  # type: ignore[assignment]
+    """Who was waited for in the checkpoint that a round went into, and what was left out."""
 
 class InspectServicer(metaclass=_abc_1.ABCMeta):
     """What a person or a program may ask a node about itself. Everything that `shoal status` shows
@@ -66,5 +70,13 @@ class InspectServicer(metaclass=_abc_1.ABCMeta):
         request: _inspect_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inspect_pb2.StatusReply], _abc.AsyncIterator[_inspect_pb2.StatusReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _inspect_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inspect_pb2.ExplainReply, _abc.Awaitable[_inspect_pb2.ExplainReply]]:
+        """Who was waited for in the checkpoint that a round went into, and what was left out."""
 
 def add_InspectServicer_to_server(servicer: InspectServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

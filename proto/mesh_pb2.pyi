@@ -33,6 +33,7 @@ class LinkFrame(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def consensus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
@@ -47,6 +48,8 @@ class LinkFrame(_message.Message):
     def ping(self) -> Global___Ping: ...
     @_builtins.property
     def pong(self) -> Global___Ping: ...
+    @_builtins.property
+    def liveness(self) -> Global___Liveness: ...
     def __init__(
         self,
         *,
@@ -57,12 +60,13 @@ class LinkFrame(_message.Message):
         summary: Global___Summary | None = ...,
         ping: Global___Ping | None = ...,
         pong: Global___Ping | None = ...,
+        liveness: Global___Liveness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "hello", b"hello", "kind", b"kind", "ping", b"ping", "pong", b"pong", "proof", b"proof", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "hello", b"hello", "kind", b"kind", "liveness", b"liveness", "ping", b"ping", "pong", b"pong", "proof", b"proof", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "consensus", b"consensus", "hello", b"hello", "kind", b"kind", "ping", b"ping", "pong", b"pong", "proof", b"proof", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "consensus", b"consensus", "hello", b"hello", "kind", b"kind", "liveness", b"liveness", "ping", b"ping", "pong", b"pong", "proof", b"proof", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "proof", "announce", "summary", "ping", "pong"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "proof", "announce", "summary", "ping", "pong", "liveness"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -131,6 +135,114 @@ class Proof(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Proof: _TypeAlias = Proof  # noqa: Y015
+
+@_typing.final
+class Liveness(_message.Message):
+    """Failure detection (gossip/liveness.py says what each kind means). It shares nothing with
+    consensus: what it finds out is a hint.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    ALIVE_FIELD_NUMBER: _builtins.int
+    SUSPICIONS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.int
+    """1 probe, 2 ack, 3 ask, 4 answer, 5 news"""
+    nonce: _builtins.int
+    member: _builtins.bytes
+    """32 bytes or empty"""
+    signature: _builtins.bytes
+    """64 bytes or empty"""
+    @_builtins.property
+    def alive(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliveWord]:
+        """with suspicions at most 8"""
+
+    @_builtins.property
+    def suspicions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SuspicionWord]: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.int = ...,
+        nonce: _builtins.int = ...,
+        member: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        alive: _abc.Iterable[Global___AliveWord] | None = ...,
+        suspicions: _abc.Iterable[Global___SuspicionWord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "kind", b"kind", "member", b"member", "nonce", b"nonce", "signature", b"signature", "suspicions", b"suspicions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Liveness: _TypeAlias = Liveness  # noqa: Y015
+
+@_typing.final
+class AliveWord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    member: _builtins.bytes
+    """32 bytes"""
+    incarnation: _builtins.int
+    signature: _builtins.bytes
+    """64 bytes, the member's"""
+    def __init__(
+        self,
+        *,
+        member: _builtins.bytes = ...,
+        incarnation: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "member", b"member", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AliveWord: _TypeAlias = AliveWord  # noqa: Y015
+
+@_typing.final
+class SuspicionWord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCUSER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    accuser: _builtins.bytes
+    """32 bytes"""
+    subject: _builtins.bytes
+    """32 bytes"""
+    incarnation: _builtins.int
+    """the subject's"""
+    word: _builtins.bytes
+    """the subject's signature under it, 64 bytes; empty for incarnation 0"""
+    signature: _builtins.bytes
+    """64 bytes, the accuser's"""
+    def __init__(
+        self,
+        *,
+        accuser: _builtins.bytes = ...,
+        subject: _builtins.bytes = ...,
+        incarnation: _builtins.int = ...,
+        word: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuser", b"accuser", "incarnation", b"incarnation", "signature", b"signature", "subject", b"subject", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspicionWord: _TypeAlias = SuspicionWord  # noqa: Y015
 
 @_typing.final
 class Ping(_message.Message):

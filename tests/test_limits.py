@@ -20,7 +20,18 @@ UNITS = {"KiB": 1 << 10, "MiB": 1 << 20}
 READERS = {
     "compression": ("streams",),
     "consensus": ("epochs", "evidence", "ledger", "messages", "pending", "quorum", "records"),
-    "gossip": ("book", "delta", "parameters", "relay", "schema", "settled"),
+    "gossip": (
+        "book",
+        "delta",
+        "liveness",
+        "parameters",
+        "probes",
+        "relay",
+        "rumours",
+        "schema",
+        "settled",
+        "suspicion",
+    ),
     "node": (
         "admission",
         "bulk_wire",

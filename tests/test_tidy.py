@@ -25,6 +25,7 @@ FILE_LINES_MAX = 400
 # Files that may see protobuf's generated classes: the translation layer and the two ends.
 PROTO_USERS = {
     "node/wire.py",
+    "node/liveness_wire.py",
     "node/server.py",
     "node/bulk.py",
     "node/bulk_wire.py",
@@ -32,6 +33,7 @@ PROTO_USERS = {
     "node/strict.py",
     "node/channels.py",
     "node/status.py",
+    "node/explain.py",
     "node/join.py",
     "node/operator.py",
     "node/inspect_client.py",

@@ -15,6 +15,7 @@ from shoal.compression.select import select
 from shoal.gossip.delta import Delta, make_delta
 from shoal.node.bulk_wire import Contact, GenesisParts
 from shoal.node.config import load_settings
+from shoal.node.explain import ExplainReply
 from shoal.node.genesis import load_genesis
 from shoal.node.holdings import Holdings
 from shoal.node.identity import Identity
@@ -70,6 +71,9 @@ class Hostile:
 
     def status(self) -> StatusReply:
         return StatusReply()
+
+    def explain(self, number: int) -> ExplainReply:
+        return ExplainReply()
 
     def frame(self, *, size: float = 1e-3, seed: int = 0) -> bytes:
         """An honest frame of random values."""

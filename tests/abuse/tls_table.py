@@ -112,6 +112,10 @@ class Place:
         self.asked += 1
         return inspect_pb2.StatusReply(node="place")
 
+    def explain(self, number: int) -> inspect_pb2.ExplainReply:
+        self.asked += 1
+        return inspect_pb2.ExplainReply(round=number)
+
 
 @asynccontextmanager
 async def place() -> AsyncIterator[Place]:

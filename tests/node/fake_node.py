@@ -86,6 +86,38 @@ def example_checkpoint(height: int, **changes: Any) -> inspect_pb2.Checkpoint:
     return checkpoint
 
 
+def example_explanation() -> inspect_pb2.ExplainReply:
+    """A height that waited for its third validator and left one out."""
+    life = ("alive", "alive", "alive", "dead")
+    return inspect_pb2.ExplainReply(
+        known=True,
+        height=3,
+        round=24,
+        committed=True,
+        due_seconds=12.4,
+        due_why="3 of 4 validators had 8 deltas or more here",
+        committed_seconds=13.1,
+        proposer="11" * 32,
+        attempt=1,
+        quorum=3,
+        rounds_wanted=8,
+        members=[
+            inspect_pb2.Waited(
+                node_id=f"{index}{index}" * 32,
+                validator=True,
+                ready_seconds=(9.0, 10.0, 12.2, -1.0)[index],
+                included=(8, 8, 8, 0)[index],
+                left_out=(0, 1, 0, 0)[index],
+                first_round=17,
+                last_round=24,
+                liveness=life[index],
+                waited_for=index == 2,
+            )
+            for index in range(4)
+        ],
+    )
+
+
 class FakeInspect(inspect_pb2_grpc.InspectServicer):
     """Answers with what it was given; a watch ends after two answers, as a node that stops."""
 
@@ -94,6 +126,9 @@ class FakeInspect(inspect_pb2_grpc.InspectServicer):
 
     def Status(self, request: Any, context: Any) -> inspect_pb2.StatusReply:
         return self.reply
+
+    def Explain(self, request: Any, context: Any) -> inspect_pb2.ExplainReply:
+        return example_explanation() if request.round < 100 else inspect_pb2.ExplainReply()
 
     def Watch(self, request: Any, context: Any) -> Iterator[inspect_pb2.StatusReply]:
         for uptime_seconds in (1.0, 2.0):

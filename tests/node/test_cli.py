@@ -83,6 +83,27 @@ def test_checkpoints_and_peers_come_as_tables_and_as_json(shoal: Shoal) -> None:
         assert json.loads(shoal("peers", address, "--json").out)[1]["state"] == "unreachable"
 
 
+def test_peers_of_a_directory_say_who_is_dead_and_why(shoal: Shoal, tmp_path: Path) -> None:
+    reply = example_reply()
+    reply.peers[1].liveness, reply.peers[1].why = "dead", "its link ended 3.0 s ago"
+    reply.peers[1].accusers.append("33" * 32)
+    with fake_node(reply) as address:
+        (tmp_path / "node.toml").write_text(f'[node]\nlisten = "{address}"\n')
+        outcome = shoal("peers", str(tmp_path))
+        assert "its link ended 3.0 s ago" in outcome.out and "33333333" in outcome.out
+        plain = json.loads(shoal("peers", str(tmp_path), "--json").out)
+        assert plain[1]["liveness"] == "dead"
+
+
+def test_explain_as_words_and_as_json(shoal: Shoal) -> None:
+    with fake_node(example_reply()) as address:
+        assert "waited for" in shoal("explain", "17", address).out
+        assert json.loads(shoal("explain", "17", address, "--json").out)["height"] == 3
+        unknown = shoal("explain", "999", address)
+        assert unknown.code == BAD_INPUT
+        assert "knows nothing of round 999" in unknown.complaint()
+
+
 def test_health_is_its_exit_code(shoal: Shoal) -> None:
     with fake_node(example_reply()) as address:
         assert shoal("health", address).code == OK

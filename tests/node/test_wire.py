@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.gossip.liveness import Alive, Kind, Message, Suspicion
 from shoal.node.errors import PeerError
 from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.node.wire import (
@@ -24,6 +25,16 @@ from shoal.node.wire import (
 )
 
 ids = st.binary(min_size=32, max_size=32)
+signatures = st.binary(min_size=64, max_size=64)
+counters = st.integers(1, 2**62)
+alive_words = st.builds(Alive, ids, counters, signatures)
+suspicions = st.builds(Suspicion, ids, ids, counters, signatures, signatures) | st.builds(
+    Suspicion, ids, ids, st.just(0), st.just(b""), signatures
+)
+# Own words travel before accusations.
+rumours = st.tuples(st.lists(alive_words, max_size=4), st.lists(suspicions, max_size=4)).map(
+    lambda both: (*both[0], *both[1])
+)
 sequences = st.integers(1, 2**62)
 references = st.tuples(ids, sequences, ids)
 messages = st.one_of(
@@ -42,6 +53,14 @@ messages = st.one_of(
         st.dictionaries(ids, st.tuples(st.integers(0, 2**62), st.binary(max_size=128)), max_size=5),
     ),
     st.builds(ConsensusMessages, st.lists(st.binary(max_size=500), min_size=1).map(tuple)),
+    st.builds(
+        Message,
+        st.sampled_from(Kind),
+        st.integers(0, 2**62),
+        ids | st.just(b""),
+        signatures | st.just(b""),
+        rumours,
+    ),
     st.builds(Ping, st.integers(0, 2**64 - 1)),
     st.builds(Pong, st.integers(0, 2**64 - 1)),
 )
@@ -72,6 +91,14 @@ def test_too_much_of_anything_is_refused() -> None:
         Hello(1, bytes(32), bytes(32), bytes(32), "a" * 256),
         Announced(((bytes(31), 1, bytes(32)),)),
         Announced(((bytes(32), 0, bytes(32)),)),
+        Message(Kind.NEWS, rumours=(Alive(bytes(32), 1, bytes(64)),) * 9),
+        Message(Kind.NEWS, rumours=(Alive(bytes(32), 0, bytes(64)),)),
+        Message(Kind.NEWS, rumours=(Alive(bytes(32), 2**63, bytes(64)),)),
+        Message(Kind.NEWS, rumours=(Suspicion(bytes(32), bytes(32), 1, b"", bytes(64)),)),
+        Message(Kind.NEWS, rumours=(Suspicion(bytes(32), bytes(31), 0, b"", bytes(64)),)),
+        Message(Kind.ASK, 1, bytes(33)),
+        Message(Kind.ACK, 1, b"", bytes(63)),
+        Message(Kind.ACK, 2**63),
     ]
     for message in too_much:
         with pytest.raises(PeerError):
