@@ -23,7 +23,7 @@ from shoal.node.meters import Meters
 from shoal.node.retention import Retention
 from shoal.node.server import Server
 from shoal.node.status import StatusReply
-from shoal.node.wire import Announced, ConsensusMessages
+from shoal.node.wire import Announced, ConsensusMessages, LinkMessage
 from tests.node.tls import make_links
 
 FRAME_HEADER_BYTES = 16
@@ -40,6 +40,8 @@ class Hostile:
         self.layout = self.genesis_document.schema.layout
         self.blobs: dict[bytes, bytes] = {}
         self.meters = Meters()
+        # What others said to it about consensus, and who.
+        self.heard: list[tuple[bytes, bytes]] = []
         # It keeps no checkpoints.
         self.holdings = Holdings(
             directory / "nothing", anchor_bytes=4, retention=Retention(), meters=self.meters
@@ -53,7 +55,12 @@ class Hostile:
             mesh_id=self.mesh_id,
             address=self.settings.node.listen,
             meters=self.meters,
+            on_message=self._note,
         )
+
+    def _note(self, peer: bytes, message: LinkMessage) -> None:
+        if isinstance(message, ConsensusMessages):
+            self.heard += [(peer, data) for data in message.messages]
 
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
         del member, sequence

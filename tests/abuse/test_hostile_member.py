@@ -64,10 +64,13 @@ ATTEMPTS: dict[str, tuple[Callable[[Hostile, bytes], None], set[str]]] = {
 
 @asynccontextmanager
 async def besieged(
-    directories: list[Path],
+    directories: list[Path], *, rounds: int = 0
 ) -> AsyncIterator[tuple[list[RunningNode], Hostile, bytes]]:
     """Three honest nodes, a hostile one linked to the first of them, and that one's id."""
-    async with running(directories[:3], rounds=0) as nodes, hostile_member(directories[3]) as evil:
+    async with (
+        running(directories[:3], rounds=rounds) as nodes,
+        hostile_member(directories[3]) as evil,
+    ):
         victim = nodes[0].node.state.node_id
         await until(lambda: victim in evil.links.connected, nodes)
         yield nodes, evil, victim

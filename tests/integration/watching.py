@@ -32,16 +32,14 @@ class WatchedMesh:
         """stall: (seconds blocked, every so many seconds) of the last one's event loop; extra:
         further settings, like "train.enabled=false"."""
         self.directories = found_mesh(directory, local_steps=150, rounds_per_checkpoint=2)
-        self.addresses = [load_settings(each).node.listen for each in self.directories]
+        self.addresses = [load_settings(each).node.inspect_listen for each in self.directories]
         self._stall, self._extra = stall, extra
         self.processes = [run_node(each, *extra) for each in self.directories[:-1]]
         self.processes.append(self._start_last())
-        last = load_settings(self.directories[-1]).node.listen
-        reply = None
-        while reply is None:
-            time.sleep(0.3)
-            reply = status(last)
-        self.victim = reply.node_id
+        wait_until(lambda: all(status(each) for each in self.addresses), self.processes)
+        last = status(self.addresses[-1])
+        assert last is not None
+        self.victim = last.node_id
         self.others = self.processes[:-1]
 
     def _start_last(self) -> Process:

@@ -60,7 +60,7 @@ def test_explain_says_who_was_waited_for(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(found_mesh(tmp_path / "mesh"), rounds=6) as nodes:
             await until_rebuilt(nodes, 2)
-            address = nodes[0].settings.node.listen
+            address = nodes[0].settings.node.inspect_listen
             reply = await fetch_explanation(address, 1)
             assert reply.known and reply.committed and reply.height == 1
             assert reply.quorum == 3 and reply.rounds_wanted == 2
