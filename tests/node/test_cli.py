@@ -88,7 +88,7 @@ def test_peers_of_a_directory_say_who_is_dead_and_why(shoal: Shoal, tmp_path: Pa
     reply.peers[1].liveness, reply.peers[1].why = "dead", "its link ended 3.0 s ago"
     reply.peers[1].accusers.append("33" * 32)
     with fake_node(reply) as address:
-        (tmp_path / "node.toml").write_text(f'[node]\nlisten = "{address}"\n')
+        (tmp_path / "node.toml").write_text(f'[node]\ninspect = "{address}"\n')
         outcome = shoal("peers", str(tmp_path))
         assert "its link ended 3.0 s ago" in outcome.out and "33333333" in outcome.out
         plain = json.loads(shoal("peers", str(tmp_path), "--json").out)
