@@ -108,7 +108,7 @@ def draw_plan(mode: Mode, seed: int) -> Plan:
     faulty = rng.randint(0, (validators - 1) // 3) if rng.random() < 0.6 else 0
     rotten = sum(rng.random() < 0.15 for _ in range(faulty)) if not slow else 0
     low = rng.randint(TIMEOUT_MS, 2 * TIMEOUT_MS) if slow else rng.randint(1, 20)
-    interval = rng.choice((2, 4, 4))
+    interval = rng.choice((2, 4, 4, 8))
 
     def chaos(*strengths: int) -> int:
         """One of these in the middle of chaos, and nothing where links are only slow."""
