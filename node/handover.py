@@ -86,16 +86,20 @@ def outstanding(estate: Estate, said: Mapping[bytes, Collection[Piece]]) -> Outs
 
 
 def estate_of(
-    holdings: Holdings, *, me: bytes, others: Mapping[bytes, str], newest: int, validators: int
+    holdings: Holdings, heights: Collection[int], *, others: Mapping[bytes, str], validators: int
 ) -> Estate:
-    """Look at this node's disk (blocks)."""
-    r = copies((validators - 1) // 3)
-    plan = holdings.mark(newest, me, {me, *others}, r)
-    pieces = plan.keep | plan.hand_over.keys()
-    described = {height: holdings.archived(height).description() for height, _ in pieces}
-    manifests = {height: each.addresses for height, each in described.items() if each is not None}
-    known = frozenset(piece for piece in pieces if piece.height in manifests)
-    return Estate(known, manifests, others, r)
+    """Look at what lies on this node's disk of these heights (blocks)."""
+    pieces: set[Piece] = set()
+    manifests = {}
+    for height in heights:
+        directory = holdings.archived(height)
+        described = directory.description()
+        if described is not None:
+            manifests[height] = described.addresses
+            pieces |= {Piece(height, address) for address in directory.addresses()}
+            if directory.delta_log.is_file():
+                pieces.add(Piece(height, DELTA_LOG))
+    return Estate(frozenset(pieces), manifests, others, copies((validators - 1) // 3))
 
 
 async def hand_over(

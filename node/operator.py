@@ -127,11 +127,10 @@ async def _hand_over(
     estate = await asyncio.to_thread(
         estate_of,
         holdings,
-        me=identity.node_id,
+        list(status.archived_heights),
         others={
             bytes.fromhex(peer.node_id): peer.address for peer in status.peers if peer.liveness
         },
-        newest=max((each.height for each in status.checkpoints), default=0),
         validators=status.consensus.validators,
     )
     left = await hand_over(
