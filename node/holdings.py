@@ -222,18 +222,23 @@ class Holdings:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def retention_of(settings: Settings) -> Retention:
+    """What a node with these settings keeps of the past."""
+    wanted = settings.retention
+    return Retention(
+        keep_whole=wanted.keep_whole,
+        keep_every=wanted.keep_every,
+        archived_max=wanted.archived_max,
+        pinned=frozenset(wanted.pinned),
+    )
+
+
 def open_holdings(settings: Settings, *, anchor_bytes: int, meters: Meters) -> Holdings:
     """Return what lies in the directory of a node with these settings."""
-    retention = settings.retention
     return Holdings(
         settings.node.directory,
         anchor_bytes=anchor_bytes,
-        retention=Retention(
-            keep_whole=retention.keep_whole,
-            keep_every=retention.keep_every,
-            archived_max=retention.archived_max,
-            pinned=frozenset(retention.pinned),
-        ),
+        retention=retention_of(settings),
         meters=meters,
     )
 

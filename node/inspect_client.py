@@ -43,6 +43,7 @@ STATUSES = Screen(
         "StatusReply.sent_bytes": 64,
         "StatusReply.received_bytes": 64,
         "StatusReply.warnings": 16,
+        "StatusReply.archived_heights": 256,
     },
     unknown_max=64,
 )

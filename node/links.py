@@ -82,6 +82,7 @@ class PeerRecord:
     received_bytes: int = 0
     last_error: str = ""
     committed_height: int = 0
+    leaving_until: float = 0.0
 
 
 @dataclass

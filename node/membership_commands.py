@@ -1,5 +1,6 @@
 """What validators decide about the mesh: leave, promote, demote, expel, parameters."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,34 @@ Member = Annotated[str, typer.Argument(help="the other's node id, or the start o
 Force = Annotated[bool, typer.Option("--force", help="even where no failure is tolerated then")]
 
 
-def leave(directory: Directory, force: Force = False) -> None:
+def leave(
+    directory: Directory,
+    force: Force = False,
+    handover: Annotated[
+        bool, typer.Option(help="first see to it that others keep what this node keeps")
+    ] = True,
+    limit: Annotated[
+        float, typer.Option(min=1, max=86_400, help="seconds that handing over may take")
+    ] = 600.0,
+) -> None:
     """Leave the mesh for good; the running node stops when it is not needed any more.
+
+    Before it leaves, the others make the copies of old checkpoints that will be theirs.
 
     Example: shoal leave runs/fifth
     """
     from shoal.node import operator
+    from shoal.node.handover import Outstanding
 
-    print(operator.leave(directory, force=force))
+    told = 0
+
+    def report(left: Outstanding) -> None:
+        nonlocal told
+        if left.pieces not in (0, told):
+            print(f"handing over: {left.pieces} pieces to go", file=sys.stderr, flush=True)
+        told = left.pieces
+
+    print(operator.leave(directory, force=force, limit_s=limit if handover else 0.0, report=report))
 
 
 def promote(directory: Directory, member: Member) -> None:

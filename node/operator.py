@@ -6,7 +6,7 @@ The signed operation goes to the running node, which hands it to the validators.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from shoal.node.channels import own_channel
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
 from shoal.node.genesis import MeshParameters, load_genesis
-from shoal.node.identity import Identity
+from shoal.node.handover import Outstanding, estate_of, hand_over
+from shoal.node.holdings import open_holdings
+from shoal.node.identity import Identity, short
 from shoal.node.inspect_client import fetch_status
 from shoal.node.membership import approval
 from shoal.node.mesh_parameters import change_to, differences
+from shoal.node.meters import Meters
 from shoal.node.parameter_change import MeshAnswer, changed
 from shoal.node.strict import strict_stub
 from shoal.proto import inspect_pb2
@@ -82,14 +85,25 @@ def _validators_after(status: StatusReply, change: int) -> str | None:
     return None
 
 
-def leave(directory: Path, *, force: bool) -> str:
-    """Tell the mesh that this node goes; raises UserError. The node stops when it may."""
+def leave(
+    directory: Path,
+    *,
+    force: bool,
+    limit_s: float,
+    report: Callable[[Outstanding], None],
+) -> str:
+    """Give what this node keeps to others, then tell the mesh that it goes; raises UserError.
+
+    limit_s: how long handing over may take, 0 for not at all. The node stops when it may.
+    """
 
     async def work() -> str:
         identity, mesh_id, address, status = await _own(directory)
         warning = _validators_after(status, -1) if status.role == "validator" else None
         if warning and not force:
             raise UserError(warning)
+        if limit_s:
+            await _hand_over(directory, identity, mesh_id, status, limit_s, report)
         unsigned = Leave(member=identity.node_id, time_ms=time.time_ns() // 1_000_000)
         signature = identity.sign(unsigned.signed_bytes(mesh_id))
         operation = operation_bytes(replace(unsigned, signature=signature))
@@ -97,6 +111,39 @@ def leave(directory: Path, *, force: bool) -> str:
         return "leaving; the node stops by itself when the others no longer need it"
 
     return asyncio.run(work())
+
+
+async def _hand_over(
+    directory: Path,
+    identity: Identity,
+    mesh_id: bytes,
+    status: StatusReply,
+    limit_s: float,
+    report: Callable[[Outstanding], None],
+) -> None:
+    settings = load_settings(directory, {})
+    # Reading the disk of a node that runs: what is swept meanwhile is simply not there.
+    holdings = open_holdings(settings, anchor_bytes=4 * status.training.parameters, meters=Meters())
+    estate = await asyncio.to_thread(
+        estate_of,
+        holdings,
+        list(status.archived_heights),
+        others={
+            bytes.fromhex(peer.node_id): peer.address for peer in status.peers if peer.liveness
+        },
+        validators=status.consensus.validators,
+    )
+    left = await hand_over(
+        estate, identity=identity, mesh_id=mesh_id, limit_s=limit_s, report=report
+    )
+    if left.pieces:
+        silent = ", ".join(short(member) for member in sorted(left.silent))
+        raise UserError(
+            f"this node has not left: after {limit_s:.0f} s {left.pieces} pieces of old "
+            f"checkpoints have fewer than {estate.copies} other copies"
+            + (f" (no answer from {silent})" if silent else "")
+            + "; try again when the others have caught up, or leave without: --no-handover"
+        )
 
 
 def approve(directory: Path, kind: ChangeKind, member: str, *, force: bool = False) -> str:

@@ -30,6 +30,7 @@ from shoal.node.database import Database
 from shoal.node.errors import PeerError
 from shoal.node.fetch import ChunkFetch
 from shoal.node.fetch_plan import FetchSettings
+from shoal.node.handover import leaving
 from shoal.node.holdings import Holdings
 from shoal.node.identity import short
 from shoal.node.links import Links
@@ -336,14 +337,14 @@ def repair_of_node(
 ) -> Repair:
     """Return the repair of a running node; all that is called is as of now.
 
-    dead: members that are not asked; lost: those that others stand in for. Nodes may differ about
-    both: that makes a copy too many, never one too few, since a piece only goes when enough members
-    say that they hold it.
+    dead: members that are not asked; lost: those that others stand in for, as they do for those
+    who are about to leave. Nodes may differ about all of them: that makes a copy too many, never
+    one too few, since a piece only goes when enough members say that they hold it.
     """
 
     def situation() -> Situation:
         f = (len(validators().keys) - 1) // 3
-        members = frozenset(ledger().members).difference(lost())
+        members = frozenset(ledger().members).difference(lost(), leaving(links))
         return Situation(height(), members, copies(f))
 
     def stub(member: bytes) -> "Stub | None":

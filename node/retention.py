@@ -49,9 +49,13 @@ class Retention:
     def archived(self, newest: int) -> list[int]:
         """The heights kept in pieces when `newest` is committed, ascending."""
         below = self.whole_from(newest)
-        last = (below - 1) // self.keep_every * self.keep_every
-        regular = range(last, 0, -self.keep_every)[: self.archived_max]
-        return sorted({*regular, *(height for height in self.pinned if 0 < height < below)})
+        pinned = (height for height in self.pinned if 0 < height < below)
+        return sorted({*self.shared(newest), *pinned})
+
+    def shared(self, newest: int) -> list[int]:
+        """Those that all members keep between them, ascending: all but what is pinned here."""
+        last = (self.whole_from(newest) - 1) // self.keep_every * self.keep_every
+        return sorted(range(last, 0, -self.keep_every)[: self.archived_max])
 
 
 @dataclass(frozen=True, slots=True)

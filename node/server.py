@@ -41,6 +41,7 @@ from shoal.node.bulk_wire import (
 )
 from shoal.node.errors import PeerError, UserError
 from shoal.node.gate import Gate
+from shoal.node.handover import farewell
 from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.screen import sound
@@ -249,6 +250,13 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
             self._refuse("join-refused")
         return mesh_pb2.JoinReply(accepted=not reason, reason=reason)
 
+    async def Farewell(
+        self, request: mesh_pb2.FarewellRequest, context: Any
+    ) -> mesh_pb2.FarewellReply:
+        """Count without the caller from now on, who says that it is about to leave."""
+        farewell(self._links, self._gate.caller(context).node_id)
+        return mesh_pb2.FarewellReply()
+
     async def _admit(self, call: ExitStack, kind: str, context: Any) -> None:
         """Count the call until `call` is closed; raises PeerError where there are too many."""
         now = asyncio.get_running_loop().time()
@@ -269,6 +277,12 @@ class JoinServicer(MeshServicer):
     async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         """Refuse: members have a port of their own."""
         self._refuse("not-a-member")
+        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, "this is the port for newcomers")
+
+    async def Farewell(
+        self, request: mesh_pb2.FarewellRequest, context: Any
+    ) -> mesh_pb2.FarewellReply:
+        """Refuse: who is no member cannot leave."""
         await _abort(context, grpc.StatusCode.PERMISSION_DENIED, "this is the port for newcomers")
 
     async def _answer(self, want: Want) -> AsyncIterator[mesh_pb2.Chunk]:

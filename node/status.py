@@ -20,6 +20,7 @@ from shoal.node.consensus_driver import ConsensusDriver
 from shoal.node.failure_detection import FailureDetection, why
 from shoal.node.genesis import Genesis, MeshParameters
 from shoal.node.gossip_driver import GossipDriver
+from shoal.node.holdings import retention_of
 from shoal.node.links import Links, PeerRecord
 from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
@@ -139,6 +140,7 @@ def status_reply(state: NodeState) -> StatusReply:
         received_bytes=dict(state.meters.received_bytes),
         resident_memory_bytes=psutil.Process().memory_info().rss,
         mesh_parameters=_mesh(state.mesh.now()),
+        archived_heights=retention_of(settings).shared(state.model.height),
         decided_parameters=_mesh(state.mesh.decided(replica.ledger)),
     )
 

@@ -137,6 +137,7 @@ class StatusReply(_message.Message):
     MESH_PARAMETERS_FIELD_NUMBER: _builtins.int
     DECIDED_PARAMETERS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ARCHIVED_HEIGHTS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """the operator's name for it"""
     node_id: _builtins.str
@@ -185,6 +186,10 @@ class StatusReply(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what its operator should do something about"""
 
+    @_builtins.property
+    def archived_heights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Old checkpoints that the members keep in pieces between them, ascending, at most 256."""
+
     def __init__(
         self,
         *,
@@ -208,10 +213,11 @@ class StatusReply(_message.Message):
         mesh_parameters: Global___MeshParameters | None = ...,
         decided_parameters: Global___MeshParameters | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        archived_heights: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_parameters", b"mesh_parameters", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "checkpoints", b"checkpoints", "consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_id", b"mesh_id", "mesh_parameters", b"mesh_parameters", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "archived_heights", b"archived_heights", "checkpoints", b"checkpoints", "consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_id", b"mesh_id", "mesh_parameters", b"mesh_parameters", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

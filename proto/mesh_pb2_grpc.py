@@ -52,6 +52,11 @@ class MeshStub:
                 request_serializer=shoal_dot_proto_dot_mesh__pb2.JoinRequest.SerializeToString,
                 response_deserializer=shoal_dot_proto_dot_mesh__pb2.JoinReply.FromString,
                 _registered_method=True)
+        self.Farewell = channel.unary_unary(
+                '/shoal.v1.Mesh/Farewell',
+                request_serializer=shoal_dot_proto_dot_mesh__pb2.FarewellRequest.SerializeToString,
+                response_deserializer=shoal_dot_proto_dot_mesh__pb2.FarewellReply.FromString,
+                _registered_method=True)
 
 
 class MeshServicer:
@@ -83,6 +88,14 @@ class MeshServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Farewell(self, request, context):
+        """The caller is about to leave: others keep from now on what it would have to, and fetch it from
+        the caller while it is still there. Forgotten after two minutes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeshServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +113,11 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=shoal_dot_proto_dot_mesh__pb2.JoinRequest.FromString,
                     response_serializer=shoal_dot_proto_dot_mesh__pb2.JoinReply.SerializeToString,
+            ),
+            'Farewell': grpc.unary_unary_rpc_method_handler(
+                    servicer.Farewell,
+                    request_deserializer=shoal_dot_proto_dot_mesh__pb2.FarewellRequest.FromString,
+                    response_serializer=shoal_dot_proto_dot_mesh__pb2.FarewellReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -186,6 +204,33 @@ class Mesh:
             '/shoal.v1.Mesh/Join',
             shoal_dot_proto_dot_mesh__pb2.JoinRequest.SerializeToString,
             shoal_dot_proto_dot_mesh__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Farewell(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Mesh/Farewell',
+            shoal_dot_proto_dot_mesh__pb2.FarewellRequest.SerializeToString,
+            shoal_dot_proto_dot_mesh__pb2.FarewellReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class MeshStub:
     """Bulk, on a stream of its own so that votes never queue behind it."""
     Join: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinReply]
     """An operation about membership for the validators: a node that is not a member asks to be one."""
+    Farewell: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.FarewellRequest, _mesh_pb2.FarewellReply]
+    """The caller is about to leave: others keep from now on what it would have to, and fetch it from
+    the caller while it is still there. Forgotten after two minutes.
+    """
 
 @_typing.type_check_only
 class MeshAsyncStub(MeshStub):
@@ -63,6 +67,10 @@ class MeshAsyncStub(MeshStub):
     """Bulk, on a stream of its own so that votes never queue behind it."""
     Join: _aio.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinReply]  # type: ignore[assignment]
     """An operation about membership for the validators: a node that is not a member asks to be one."""
+    Farewell: _aio.UnaryUnaryMultiCallable[_mesh_pb2.FarewellRequest, _mesh_pb2.FarewellReply]  # type: ignore[assignment]
+    """The caller is about to leave: others keep from now on what it would have to, and fetch it from
+    the caller while it is still there. Forgotten after two minutes.
+    """
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
     """What members say to each other. Signed things (delta headers, votes, records) travel as the
@@ -96,5 +104,15 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.JoinReply, _abc.Awaitable[_mesh_pb2.JoinReply]]:
         """An operation about membership for the validators: a node that is not a member asks to be one."""
+
+    @_abc_1.abstractmethod
+    def Farewell(
+        self,
+        request: _mesh_pb2.FarewellRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.FarewellReply, _abc.Awaitable[_mesh_pb2.FarewellReply]]:
+        """The caller is about to leave: others keep from now on what it would have to, and fetch it from
+        the caller while it is still there. Forgotten after two minutes.
+        """
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
