@@ -30,6 +30,7 @@ from shoal.node.errors import PeerError
 from shoal.node.identity import Identity, link_proof_bytes, short, verify
 from shoal.node.lanes import Lanes
 from shoal.node.meters import Meters
+from shoal.node.peer_record import PeerRecord
 from shoal.node.screen import sound
 from shoal.node.trust import Trust
 from shoal.node.wire import (
@@ -40,6 +41,7 @@ from shoal.node.wire import (
     Ping,
     Pong,
     Proof,
+    kind_of,
     make_frame,
     parse_frame,
 )
@@ -68,21 +70,6 @@ class Stream(Protocol):
 
     async def write(self, frame: Frame, /) -> None:
         """Send a frame; waits while the other side does not read."""
-
-
-@dataclass
-class PeerRecord:
-    """What is known about one member as a neighbour; it outlives the links."""
-
-    address: str = ""
-    join_address: str = ""
-    state: str = "unreachable"
-    round_trip_ms: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    last_error: str = ""
-    committed_height: int = 0
-    leaving_until: float = 0.0
 
 
 @dataclass
@@ -136,6 +123,7 @@ class Links:
         self._channels = Channels(trust)
         trust.watchers.append(self.refresh)
         self._dialers: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        self._hurry = asyncio.Event()
         self.peers: dict[bytes, PeerRecord] = {}
 
     @property
@@ -176,6 +164,11 @@ class Links:
                 self._dial_forever(address, expected), name=f"dial {address}"
             )
 
+    def hurry(self) -> None:
+        """There is reason to think that those who refused will not any more: dial again soon."""
+        self._hurry.set()
+        self._hurry = asyncio.Event()
+
     def refresh(self) -> None:
         """End the links that must not go on: of those who are out, and those on old leaves."""
         now, trusted = self.trust.now(), self.trust.trusted
@@ -200,8 +193,12 @@ class Links:
         while True:
             if peer not in self._links and await self._dial_once(address, peer):
                 backoff_s = BACKOFF_S[0]
-            await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))
-            backoff_s = min(backoff_s * 1.6, BACKOFF_S[1])
+            try:
+                await asyncio.wait_for(self._hurry.wait(), backoff_s * random.uniform(0.8, 1.2))
+                backoff_s = BACKOFF_S[0]
+                await asyncio.sleep(backoff_s)
+            except TimeoutError:
+                backoff_s = min(backoff_s * 1.6, BACKOFF_S[1])
 
     async def _dial_once(self, address: str, peer: bytes) -> bool:
         """Hold one dialled link until it ends; returns whether it came about."""
@@ -345,7 +342,7 @@ class Links:
                 frame = sound(read)
                 size = frame.ByteSize()
                 record.received_bytes += size
-                self._meters.received_bytes[_kind(frame)] += size
+                self._meters.received_bytes[kind_of(frame)] += size
                 message = parse_frame(frame)
                 wait_s = self._conduct.spend(link.peer, message, size, link.heard_at)
                 if isinstance(message, Ping):
@@ -369,7 +366,7 @@ class Links:
             await link.stream.write(frame)
             size = frame.ByteSize()
             record.sent_bytes += size
-            self._meters.sent_bytes[_kind(frame)] += size
+            self._meters.sent_bytes[kind_of(frame)] += size
 
     async def _watch(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
@@ -382,11 +379,6 @@ class Links:
 def _now_us() -> int:
     # Not the loop's clock: uvloop's counts whole milliseconds, longer than a trip over loopback.
     return time.monotonic_ns() // 1000
-
-
-def _kind(frame: Frame) -> str:
-    """What a frame is counted as."""
-    return frame.WhichOneof("kind") or ("consensus" if frame.consensus else "unknown")
 
 
 def _expect(kind: type[M], read: object) -> M:

@@ -98,9 +98,12 @@ class Membership:
         while me not in self._replica.ledger.members:
             self._require_not_evicted()
             # Those that it was told of: the ledger here knows no join ports, and may be old.
-            await ask_to_join(
+            accepted = await ask_to_join(
                 [split_peer(each) for each in self._settings.node.contacts], operation
             )
+            if accepted:
+                # The others let this node in as soon as the log has it, which takes a moment.
+                self._links.hurry()
             await asyncio.sleep(JOIN_INTERVAL_S)
 
     def _belongs(self) -> bool:

@@ -21,9 +21,10 @@ from shoal.node.failure_detection import FailureDetection, why
 from shoal.node.genesis import Genesis, MeshParameters
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.holdings import retention_of
-from shoal.node.links import Links, PeerRecord
+from shoal.node.links import Links
 from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
+from shoal.node.peer_record import PeerRecord
 from shoal.node.round import RoundFacts
 from shoal.node.shared_model import SharedModel
 from shoal.proto import inspect_pb2

@@ -191,6 +191,11 @@ def parse_frame(frame: Frame) -> LinkMessage:
     raise PeerError("malformed-message", "a frame of an unknown kind")
 
 
+def kind_of(frame: Frame) -> str:
+    """What a frame is counted as."""
+    return frame.WhichOneof("kind") or ("consensus" if frame.consensus else "unknown")
+
+
 def make_frame(message: LinkMessage) -> Frame:
     """Return the frame that carries `message`."""
     match message:

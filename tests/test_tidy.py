@@ -39,6 +39,7 @@ PROTO_USERS = {
     "node/inspect_client.py",
     "node/views.py",
     "node/demo.py",
+    "node/handover.py",
 }
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
 # Functions that turn what was read into code, by their last two names.
