@@ -119,9 +119,13 @@ def run(
         **parse_overrides(settings),
     }
     loaded = load_settings(config or directory, overrides)
-    from shoal.node.daemon import run as run_daemon
+    from shoal.node.trainer_child import training_child
 
-    raise typer.Exit(run_daemon(loaded))
+    with training_child(loaded.train) as child:
+        # It loads torch, which takes this process seconds as well.
+        from shoal.node.daemon import run as run_daemon
+
+        raise typer.Exit(run_daemon(loaded, child))
 
 
 @app.command()
@@ -149,25 +153,29 @@ def join(
 
     Example: shoal join 127.0.0.1:7500 --trust-id ID --dir runs/fifth --data my-texts/
     """
-    from shoal.node.provision import join_and_configure
+    from shoal.node.provision import join_and_configure, planned_settings
+    from shoal.node.trainer_child import training_child
 
-    loaded = join_and_configure(
-        address,
-        directory,
-        trust_id=trust_id,
-        first_use=first_use,
-        mesh_id=mesh,
-        data=data,
-        listen=listen,
-        advertise=advertise,
-        preset=preset,
-        flags={"train.device": device, **parse_overrides(settings)},
-    )
-    print(f"joined; start it again later with: shoal run {directory}", flush=True)
-    if start:
-        from shoal.node.daemon import run as run_daemon
+    flags = {"train.device": device, **parse_overrides(settings)}
+    train = planned_settings(preset, flags).train
+    with training_child(train) if start else contextlib.nullcontext() as child:
+        loaded = join_and_configure(
+            address,
+            directory,
+            trust_id=trust_id,
+            first_use=first_use,
+            mesh_id=mesh,
+            data=data,
+            listen=listen,
+            advertise=advertise,
+            preset=preset,
+            flags=flags,
+        )
+        print(f"joined; start it again later with: shoal run {directory}", flush=True)
+        if start:
+            from shoal.node.daemon import run as run_daemon
 
-        raise typer.Exit(run_daemon(loaded))
+            raise typer.Exit(run_daemon(loaded, child))
 
 
 @app.command()

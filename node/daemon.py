@@ -40,19 +40,23 @@ from shoal.node.node import Node
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
 from shoal.node.trainer import TrainerProcess
+from shoal.node.trainer_child import TrainerChild
 
 log = structlog.get_logger()
 
 
-def run(settings: Settings) -> int:
-    """Run a node until SIGINT or SIGTERM; returns the exit code. Raises UserError."""
+def run(settings: Settings, child: TrainerChild | None) -> int:
+    """Run a node until SIGINT or SIGTERM; returns the exit code. Raises UserError.
+
+    child: the training process; None for a node that does not train.
+    """
     configure_logging(
         level=settings.log.level, output_format=settings.log.format, node=settings.node.name
     )
     # The model's arithmetic here is short and bound by memory; more threads would only fight the
     # training process for the cores.
     torch.set_num_threads(1)
-    return uvloop.run(run_node(settings))
+    return uvloop.run(run_node(settings, child))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ async def open_node(settings: Settings) -> Opened:
     return Opened(node, genesis, model, database)
 
 
-async def run_node(settings: Settings) -> int:
+async def run_node(settings: Settings, child: TrainerChild | None) -> int:
     """Build a node from its directory, run it, and close everything in order."""
     opened = await open_node(settings)
     try:
@@ -117,7 +121,9 @@ async def run_node(settings: Settings) -> int:
             log.warning("identity.no-backup", why=warning)
         # What is loaded by now stays. Walking all of torch's modules would stop the loop for long.
         gc.freeze()
-        await _serve(opened.node, settings, opened.genesis, opened.model)
+        parameters = opened.model.schema.layout.total
+        trainer = TrainerProcess(child, parameters) if child is not None else None
+        await _serve(opened.node, settings, opened.genesis, trainer)
     finally:
         await opened.database.close()
     return OK
@@ -171,12 +177,13 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
     }
 
 
-async def _serve(node: Node, settings: Settings, genesis: Genesis, model: SharedModel) -> None:
+async def _serve(
+    node: Node, settings: Settings, genesis: Genesis, trainer: TrainerProcess | None
+) -> None:
     server = Server(node, node.links, node.meters)
     places = settings.node
     join, inspect = places.join_listen, places.inspect_listen
     await server.start(places.listen, join=join, inspect=inspect)
-    trainer = None
     work: asyncio.Task[None] | None = None
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -184,8 +191,7 @@ async def _serve(node: Node, settings: Settings, genesis: Genesis, model: Shared
         loop.add_signal_handler(number, stopping.set)
     try:
         log.info("node.listening", address=places.listen, join=join, inspect=inspect)
-        if settings.train.enabled:
-            trainer = TrainerProcess(model.schema.layout.total)
+        if trainer is not None:
             # Voting does not wait until it is ready: on a busy machine that takes many seconds.
             await trainer.start(worker_configuration(settings, genesis))
         work = asyncio.create_task(node.run(trainer), name="node")

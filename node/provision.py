@@ -131,6 +131,12 @@ def join_and_configure(
     return load_settings(directory)
 
 
+def planned_settings(preset: Path | None, flags: Mapping[str, object]) -> Settings:
+    """What the settings of a node will be, as far as its directory does not matter; raises
+    UserError."""
+    return load_settings(None, {**load_preset(preset).settings, **flags})
+
+
 def absolute_source(data: str) -> str:
     """The same text wherever it is named from: a path from here, made absolute."""
     return data if data.startswith("builtin") else str(Path(data).resolve())

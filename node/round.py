@@ -10,9 +10,11 @@ delta of round r is compressed, and folds the new starting point in at a step bo
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import psutil
 import structlog
 import torch
 
@@ -96,6 +98,9 @@ class RoundLoop:
             delta = await self._make_delta(result)
             if delta is not None:
                 await self._publish_or_skip(delta)
+                if delta.header.sequence == 1:
+                    age_s = time.time() - psutil.Process().create_time()
+                    log.info("delta.first", seconds_after_start=round(age_s, 1))
             await self._start_from_anchor(result.round)
             self._order_round()
             self._note(result)

@@ -12,18 +12,15 @@ new starting point is folded in at a step boundary (`rebase`), keeping the steps
 import asyncio
 import json
 import mmap
-import os
-import sys
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import structlog
 import torch
 
 from shoal.node.errors import UserError
+from shoal.node.trainer_child import TrainerChild, command_line
 
 log = structlog.get_logger()
 
@@ -52,11 +49,9 @@ class TrainingFailed(Exception):
 class SharedTensors:
     """Slots of `parameters` float32 values each, in memory that a child can map."""
 
-    def __init__(self, parameters: int) -> None:
-        # It has no name from the start, so nothing can be left behind; close() ends it.
-        self._file = tempfile.TemporaryFile(  # noqa: SIM115
-            prefix="shoal-", dir=_memory_directory()
-        )
+    def __init__(self, file: IO[bytes], parameters: int) -> None:
+        """file: of no length yet; close() closes it."""
+        self._file = file
         size = SLOTS * parameters * 4
         self._file.truncate(size)
         self._map = mmap.mmap(self._file.fileno(), size)
@@ -74,18 +69,15 @@ class SharedTensors:
         self._file.close()
 
 
-def _memory_directory() -> str | None:
-    # A memory file system where there is one: a page that never touches a disk.
-    return "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
-
-
 class TrainerProcess:
-    """Starts, commands and ends the training process."""
+    """Commands and ends the training process, which somebody has started (trainer_child.py)."""
 
-    def __init__(self, parameters: int) -> None:
-        self.memory = SharedTensors(parameters)
+    def __init__(self, child: TrainerChild, parameters: int) -> None:
+        self.memory = SharedTensors(child.memory, parameters)
         self.ready: dict[str, Any] = {}
-        self._process: asyncio.subprocess.Process | None = None
+        self._child = child
+        self._commands: asyncio.WriteTransport | None = None
+        self._events = asyncio.StreamReader(limit=LINE_BYTES_MAX)
         self._rounds: asyncio.Queue[RoundResult | TrainingFailed] = asyncio.Queue()
         self._evaluations: dict[str, asyncio.Future[float]] = {}
         self._rebased = asyncio.Event()
@@ -93,18 +85,12 @@ class TrainerProcess:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self, configuration: Mapping[str, Any]) -> None:
-        """Start the child; it is not ready yet when this returns."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "shoal.training.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(self.memory.descriptor,),
-            limit=LINE_BYTES_MAX,
-            # Ctrl-C on a terminal reaches the whole group; the child ends when its stdin does.
-            start_new_session=True,
+        """Tell the child what to train; it is not ready yet when this returns."""
+        loop, process = asyncio.get_running_loop(), self._child.process
+        await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(self._events), process.stdout
         )
+        self._commands, _ = await loop.connect_write_pipe(asyncio.Protocol, process.stdin)
         self._send(
             {"cmd": "configure", **configuration, "memory_fd": self.memory.descriptor},
         )
@@ -184,29 +170,21 @@ class TrainerProcess:
 
     async def stop(self) -> None:
         """End the child: politely, then firmly."""
-        process = self._process
-        if process is None:
+        if self._commands is None:
             return
-        if process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), timeout=5)
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        self._commands.close()
+        await asyncio.to_thread(self._child.wait)
         if self._reader is not None:
             await self._reader
         self.memory.close()
 
     def _send(self, command: Mapping[str, Any]) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        if not self._process.stdin.is_closing():
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        assert self._commands is not None
+        if not self._commands.is_closing():
+            self._commands.write(command_line(command))
 
     async def _read_event(self) -> dict[str, Any] | None:
-        assert self._process is not None and self._process.stdout is not None
-        line = await self._process.stdout.readline()
+        line = await self._events.readline()
         return json.loads(line) if line else None
 
     async def _read_events(self) -> None:

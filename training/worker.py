@@ -174,6 +174,10 @@ def main() -> NoReturn:
 
 def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
     configuration = inbox.first()
+    if configuration.get("cmd") == "prepare":
+        limit_threads(configuration["threads"])
+        _load()
+        configuration = inbox.first()
     if configuration.pop("cmd", None) != "configure" or "memory_fd" not in configuration:
         raise AssertionError("the first command must be configure, with a memory_fd")
     memory = int(configuration.pop("memory_fd"))
@@ -197,6 +201,16 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
         torch=torch.__version__,
     )
     Worker(session, slots, inbox, outbox).run()
+
+
+def _load() -> None:
+    """Import what takes seconds, before it is known what to train."""
+    import transformers
+
+    import shoal.training.session  # noqa: F401
+
+    # It loads its parts when they are asked for.
+    _ = transformers.AutoModelForCausalLM
 
 
 def map_slots(descriptor: int, parameters: int) -> "list[torch.Tensor]":

@@ -11,6 +11,7 @@ from shoal.node.cli import parse_overrides
 from shoal.node.config import load_settings
 from shoal.node.daemon import run_node
 from shoal.node.log import configure_logging
+from shoal.node.trainer_child import training_child
 from tests.integration.processes import QUICK
 
 
@@ -25,7 +26,8 @@ async def _run(directory: Path, seconds: float, every_s: float, extra: list[str]
     overrides = parse_overrides([*QUICK, *extra])
     settings = load_settings(directory, overrides)
     configure_logging(level="info", output_format="json", node=settings.node.name)
-    return await run_node(settings)
+    with training_child(settings.train) as child:
+        return await run_node(settings, child)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,23 @@ def test_equal_seeds_give_equal_deltas_bit_for_bit_and_nan_is_reported() -> None
         assert two.process.wait(timeout=10) == 1
 
 
+def test_what_takes_long_to_load_can_be_loaded_before_it_is_known_what_to_train() -> None:
+    worker = WorkerProcess(tiny_weights().size)
+    try:
+        worker.send("prepare", threads=1)
+        ready = worker.configure(tiny_settings())
+        assert ready["event"] == "ready" and ready["shard_tokens"] > 0
+    finally:
+        worker.close()
+    worker = WorkerProcess(8)
+    try:
+        worker.send("prepare", threads=0)
+        assert "from 1 to 1024, not 0" in worker.event()["message"]
+        assert worker.process.wait(timeout=10) == 1
+    finally:
+        worker.close()
+
+
 def test_a_wrong_configuration_is_one_line_and_exit_code_1() -> None:
     worker = WorkerProcess(8)
     try:
