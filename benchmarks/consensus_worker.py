@@ -28,7 +28,6 @@ from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.consensus.validators import Validators
 from shoal.node.bulk_wire import Contact, Description, GenesisParts, Holdings
-from shoal.node.config import ConsensusSettings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
 from shoal.node.database import Database
 from shoal.node.identity import Identity, verify
@@ -116,6 +115,7 @@ class Worker:
     def __init__(self, directory: Path, index: int) -> None:
         spec = json.loads((directory / "mesh.json").read_text())
         mesh_id = bytes.fromhex(spec["mesh_id"])
+        self._timeout_s = float(spec["timeout_s"])
         self._addresses = {bytes.fromhex(key): address for key, address in spec["members"].items()}
         home = directory / f"validator{index}"
         self._identity = Identity.load(home / "identity.key")
@@ -164,7 +164,7 @@ class Worker:
 
     def _make_driver(self, rows: dict[str, bytes]) -> ConsensusDriver:
         members = [(key, Member(address, 1, 1)) for key, address in self._addresses.items()]
-        timeout_ms = int(ConsensusSettings().base_timeout_s * 1000)
+        timeout_ms = int(self._timeout_s * 1000)
         replica = Replica.restore(
             Config(me=self._me, timeout_ms=timeout_ms),
             Ledger.genesis(self._validators.mesh_id, members, self._validators.keys),
