@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from shoal.node.bulk_wire import CHUNKS, FETCHES, JOINS
+from shoal.node.look_wire import BACK, LOOKS
+from shoal.node.screen import Screen
 from shoal.node.strict_channel import StrictChannel
 from shoal.node.wire import FRAMES
 from shoal.proto.mesh_pb2_grpc import MeshStub
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _LINK, _FETCH, _JOIN = (f"/shoal.v1.Mesh/{name}" for name in ("Link", "Fetch", "Join"))
+_UNARY: dict[str, Screen[Any]] = {_JOIN: JOINS, BACK: LOOKS}
 
 
 class StrictServer(grpc.aio.ServerInterceptor):
-    """Screens what the methods of Mesh are sent."""
+    """Screens what the methods of Mesh and Look are sent."""
 
     async def intercept_service(
         self,
@@ -41,9 +44,9 @@ class StrictServer(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 handler.unary_stream, FETCHES.receive, handler.response_serializer
             )
-        if method == _JOIN:
+        if method in _UNARY:
             return grpc.unary_unary_rpc_method_handler(
-                handler.unary_unary, JOINS.receive, handler.response_serializer
+                handler.unary_unary, _UNARY[method].receive, handler.response_serializer
             )
         other: Handler | None = handler
         return other
