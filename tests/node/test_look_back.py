@@ -144,7 +144,7 @@ async def test_only_the_address_of_the_ledger_is_ever_connected_to() -> None:
         here.ledger[MEMBER.node_id] = unused_address()
         named = b"\x0a" + bytes([len(victim)]) + victim.encode()
         async with open_channel(here.address, OWN.node_id, leaf_of(MEMBER)) as channel:
-            call = channel.unary_unary(BACK)
+            call: Any = channel.unary_unary(BACK)
             for request in (named, b"\x12" + named[1:], b"\x08\x01"):
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await call(request, timeout=5)
