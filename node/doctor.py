@@ -24,9 +24,9 @@ from shoal.node import (
     doctor_ports,
     doctor_torch,
 )
+from shoal.node.aside import aside
 from shoal.node.config import CONFIG_NAME, Settings, load_settings
 from shoal.node.doctor_findings import Finding, Report, fine, from_error, not_checked, problem
-from shoal.node.doctor_network import aside
 from shoal.node.errors import UserError
 from shoal.node.identity import Identity
 from shoal.node.wire import PROTOCOL_VERSION
@@ -192,7 +192,7 @@ async def _disk(patient: Patient) -> list[Finding]:
 
 
 async def _torch(patient: Patient) -> list[Finding]:
-    facts = await doctor_torch.torch_facts(CHECKS_S_MAX)
+    facts = await aside(lambda: doctor_torch.torch_facts(CHECKS_S_MAX), CHECKS_S_MAX + 1.0)
     device = patient.settings.train.device
     return [
         doctor_torch.judge_torch(facts),

@@ -6,15 +6,14 @@ must not keep the command from ending.
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import grpc
 
 from shoal.node.addresses import split_address, split_peer
+from shoal.node.aside import aside
 from shoal.node.certificates import issue_leaf
 from shoal.node.channels import open_channel, own_channel
 from shoal.node.config import NodeSettings, Settings
@@ -28,41 +27,12 @@ from shoal.node.look import NothingSeen, Sight, who_is_at
 from shoal.node.look_back import LOOK_S_MAX
 from shoal.node.look_wire import ask_to_look_back
 
-T = TypeVar("T")
-
 PEERS_ASKED_MAX = 8
 STATUS_S = 1.5
 RESOLVE_S = 1.5
 # A look takes so long at the most, and both ways take some time.
 ASK_S = LOOK_S_MAX + 1.0
 LEAF_S = 1.5
-
-
-async def aside(work: Callable[[], T], timeout_s: float) -> T:
-    """Do blocking work in a thread that nobody waits for in the end; raises TimeoutError."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:  # It is raised where it is waited for.
-            failure = error
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, daemon=True, name="doctor").start()
-    async with asyncio.timeout(timeout_s):
-        return await future
 
 
 async def looked_up(address: str) -> str:

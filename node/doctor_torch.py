@@ -1,12 +1,11 @@
 """Whether torch loads, and whether the device that is set is there (`shoal doctor`)."""
 
-import asyncio
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 from shoal.node.doctor_findings import Finding, fine, not_checked, problem, warning
 from shoal.node.doctor_machine import INSTALL, TRAINING_BYTES
 
-_ANSWER_BYTES_MAX = 1 << 16
-_PROBE = ("-m", "shoal.node.torch_probe")
 # Besides weights, gradients and moments: the activations of a batch, at the very least.
 _ACTIVATIONS_BYTES = 256 << 20
 
@@ -37,31 +34,23 @@ class TorchFacts:
     driver: str = ""
 
 
-async def torch_facts(timeout_s: float, probe: tuple[str, ...] = _PROBE) -> TorchFacts:
-    """Ask a process that loads torch; it is killed when time is up."""
+def torch_facts(timeout_s: float) -> TorchFacts:
+    """Ask a process that loads torch, and kill it when time is up; blocks."""
     nvidia, driver = nvidia_device(), nvidia_driver()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *probe,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        limit=_ANSWER_BYTES_MAX,
-    )
-    assert process.stdout is not None
     try:
-        async with asyncio.timeout(timeout_s):
-            line = await process.stdout.readline()
-            await process.wait()
-    except TimeoutError:
+        done = subprocess.run(
+            [sys.executable, "-m", "shoal.node.torch_probe"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
         return TorchFacts(slow=True, nvidia=nvidia, driver=driver)
-    except ValueError:
-        line = b""
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-    return _read(line, process.returncode or 0, nvidia, driver)
+    # What torch itself prints while it loads comes before.
+    last = done.stdout.splitlines()[-1:]
+    return _read(b"".join(last), done.returncode, nvidia, driver)
 
 
 def _read(line: bytes, code: int, nvidia: bool, driver: str) -> TorchFacts:

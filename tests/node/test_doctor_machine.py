@@ -36,7 +36,6 @@ from shoal.node.doctor_torch import (
     nvidia_driver,
     torch_facts,
 )
-from tests.node.played import played_plainly
 
 PROBLEM, WARNING, FINE, NOT_CHECKED = (
     Verdict.PROBLEM,
@@ -176,9 +175,8 @@ def torch_that(tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PYTHONPATH", ":".join(paths))
 
 
-@played_plainly
-async def test_the_torch_of_this_machine() -> None:
-    facts = await torch_facts(120.0)
+def test_the_torch_of_this_machine() -> None:
+    facts = torch_facts(120.0)
     assert facts.version and not facts.error
     assert judge_torch(facts).verdict is FINE
 
@@ -192,23 +190,21 @@ async def test_the_torch_of_this_machine() -> None:
         ("import sys; print('noise'); sys.stdout.flush()", "exit code"),
     ],
 )
-@played_plainly
-async def test_a_torch_that_does_not_load_is_a_finding(
+def test_a_torch_that_does_not_load_is_a_finding(
     body: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch_that(tmp_path, body, monkeypatch)
-    facts = await torch_facts(60.0)
+    facts = torch_facts(60.0)
     found = judge_torch(facts)
     assert found.verdict is PROBLEM and words in found.what
     assert judge_device(facts, "cuda", 1, trains=True).verdict is NOT_CHECKED
 
 
-@played_plainly
-async def test_a_torch_that_takes_too_long_is_left_alone(
+def test_a_torch_that_takes_too_long_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch_that(tmp_path, "import time; time.sleep(60)", monkeypatch)
-    facts = await torch_facts(1.0)
+    facts = torch_facts(1.0)
     assert facts.slow and judge_torch(facts).verdict is WARNING
 
 
