@@ -71,8 +71,8 @@ def _process_at(port: int) -> str:
 
     try:
         for each in psutil.net_connections(kind="tcp"):
-            listening = each.status == psutil.CONN_LISTEN and each.laddr
-            if listening and each.laddr[1] == port and each.pid:
+            here = getattr(each.laddr, "port", None) == port
+            if here and each.status == psutil.CONN_LISTEN and each.pid:
                 return f"{psutil.Process(each.pid).name()}, pid {each.pid}"
     except (psutil.Error, OSError):
         pass

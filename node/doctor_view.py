@@ -1,8 +1,9 @@
 """How a report of `shoal doctor` looks: what to do first, then a short table of what is fine."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -26,19 +27,27 @@ def finding_line(finding: Finding) -> Text:
 def print_report(console: Console, report: Report) -> None:
     """Print it; on a terminal lines are folded between words, elsewhere each stays one line."""
     console.print(_headline(report), soft_wrap=not console.is_terminal)
-    for verdict in (Verdict.PROBLEM, Verdict.WARNING):
-        for finding in report.of(verdict):
-            line = finding_line(finding)
-            if console.is_terminal:
-                grid = Table.grid(padding=0)
-                grid.add_row(line)
-                console.print(Padding(grid, (1, 0, 0, 0)))
-            else:
-                console.print(line, soft_wrap=True)
+    todo = [*report.of(Verdict.PROBLEM), *report.of(Verdict.WARNING)]
+    if todo and console.is_terminal:
+        console.print()
+        console.print(_folded(todo))
+    for finding in [] if console.is_terminal else todo:
+        console.print(finding_line(finding), soft_wrap=True)
     console.print()
     console.print(_table(report))
     console.print()
     console.print(_summary(report), soft_wrap=not console.is_terminal)
+
+
+def _folded(findings: Sequence[Finding]) -> RenderableType:
+    """The same lines, folded under themselves."""
+    grid = Table.grid(padding=0)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for finding in findings:
+        head, rest = finding_line(finding).divide([len(f"{finding.verdict}: ")])
+        grid.add_row(head, rest)
+    return grid
 
 
 def _headline(report: Report) -> Text:
