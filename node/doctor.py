@@ -53,6 +53,8 @@ class Patient:
     running: bool | None = None
     # Why nothing is known of it, "" where something is.
     unknown: str = ""
+    # Whether its settings loaded; else those above are only the defaults, and nobody's.
+    configured: bool = True
 
     @property
     def parameters(self) -> int:
@@ -83,6 +85,9 @@ async def examine(
     ]
     for found in await asyncio.gather(*parts):
         findings += found
+    if not patient.configured:
+        patient.running = None
+        findings = [_without_settings(each) for each in findings]
     genesis = patient.genesis
     return Report(
         directory=str(directory) if directory is not None else "",
@@ -92,6 +97,13 @@ async def examine(
         seconds=time.monotonic() - began,
         findings=tuple(findings),
     )
+
+
+def _without_settings(finding: Finding) -> Finding:
+    """What was found of defaults says nothing of a node whose settings do not load."""
+    if finding.check in (*_HERE, *_MEMBERS, "data", "disk-space", "device"):
+        return not_checked(finding.check, "the settings do not load")
+    return finding
 
 
 async def _within(
@@ -135,6 +147,7 @@ def _read_places(patient: Patient, directory: Path) -> list[Finding]:
         patient.settings = load_settings(directory / CONFIG_NAME)
         findings.append(fine("configuration", f"{directory / CONFIG_NAME} loads"))
     except UserError as error:
+        patient.configured = False
         findings.append(from_error("configuration", error, "correct that setting"))
     home = patient.settings.node.directory if _has_own(patient.settings) else directory
     patient.directory = home

@@ -216,7 +216,8 @@ async def test_settings_that_do_not_load_leave_the_rest_to_be_looked_at(tmp_path
     assert configuration.verdict is PROBLEM
     assert "did you mean train" in configuration.fix
     assert verdicts(report, "key", "genesis", "fsync")[:2] == [PROBLEM, FINE]
-    assert verdicts(report, "node", "peers", "clock") == [NOT_CHECKED] * 3
+    of_settings = ("node", "listen", "inspect", "data", "device", "peers", "clock")
+    assert verdicts(report, *of_settings) == [NOT_CHECKED] * 7, "not those of the defaults"
     assert report.running is None and report.node_id == ""
 
 
