@@ -82,6 +82,10 @@ class Nothing:
     def status(self) -> StatusReply:
         return StatusReply()
 
+    def address_of(self, member: bytes) -> str:
+        del member
+        return ""
+
     def explain(self, number: int) -> ExplainReply:
         return ExplainReply()
 

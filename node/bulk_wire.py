@@ -38,6 +38,8 @@ JOIN_BYTES_MAX = OPERATION_BYTES_MAX + 16
 
 FETCHES = Screen(mesh_pb2.FetchRequest, mesh_pb2.FetchRequest.FromString, bytes_max=FETCH_BYTES_MAX)
 JOINS = Screen(mesh_pb2.JoinRequest, mesh_pb2.JoinRequest.FromString, bytes_max=JOIN_BYTES_MAX)
+# It says nothing: who leaves is who calls.
+FAREWELLS = Screen(mesh_pb2.FarewellRequest, mesh_pb2.FarewellRequest.FromString, bytes_max=0)
 CHUNKS = Screen(
     mesh_pb2.Chunk,
     mesh_pb2.Chunk.FromString,

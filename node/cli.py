@@ -22,6 +22,7 @@ import typer
 import shoal
 from shoal.node import (
     demo_command,
+    doctor_command,
     errors,
     identity_commands,
     life_commands,
@@ -277,6 +278,7 @@ def version() -> None:
 membership_commands.register(app)
 identity_commands.register(app)
 life_commands.register(app)
+doctor_command.register(app)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:

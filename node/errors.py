@@ -9,6 +9,9 @@ INTERNAL = 1
 BAD_INPUT = 2
 UNREACHABLE = 3
 DAMAGED = 4
+# What `shoal doctor` found; it did its work, so these are no errors of its own.
+WARNINGS = 5
+PROBLEMS = 6
 INTERRUPTED = 130
 
 

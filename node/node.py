@@ -80,16 +80,16 @@ class Node:
         self._database = database
         self._sequence = sequence
         self._told = dict(map(split_peer, settings.node.peers))
-        self._meters = Meters()
+        self.meters = Meters()
         self._lag = LoopLag()
         self._store = CheckpointStore(settings.node.directory / "checkpoints")
         anchor_bytes = 4 * genesis.schema.layout.total
-        self.holdings = open_holdings(settings, anchor_bytes=anchor_bytes, meters=self._meters)
+        self.holdings = open_holdings(settings, anchor_bytes=anchor_bytes, meters=self.meters)
         self.links = self._make_links(database.boots)
         self._gossip = GossipDriver(
             model=model,
             links=self.links,
-            meters=self._meters,
+            meters=self.meters,
             settings=relay_settings(settings.gossip),
             on_evidence=lambda operation: self._consensus.submit(operation),
         )
@@ -119,7 +119,7 @@ class Node:
             genesis=genesis,
             mesh=self._mesh,
             node_id=identity.node_id,
-            meters=self._meters,
+            meters=self.meters,
             lag=self._lag,
             links=self.links,
             model=model,
@@ -128,11 +128,6 @@ class Node:
             detection=self._detection,
             chronicle=Chronicle(self._detection.states),
         )
-
-    @property
-    def meters(self) -> Meters:
-        """The node's counters."""
-        return self._meters
 
     def _make_links(self, boot: int) -> Links:
         company = Company(
@@ -143,7 +138,7 @@ class Node:
             mesh_id=self.mesh_id,
             address=self._settings.node.advertised,
             join_address=self._settings.node.join_advertised,
-            meters=self._meters,
+            meters=self.meters,
             boot=boot,
             trust=Trust(self._identity, company.trusted),
             on_evidence=lambda operation: self._consensus.submit(operation),
@@ -162,7 +157,7 @@ class Node:
             model=self._model,
             gossip=self._gossip,
             links=self.links,
-            meters=self._meters,
+            meters=self.meters,
             database=self._database,
             store=self._store,
             tokenizer=self._tokenizer,
@@ -200,7 +195,7 @@ class Node:
             attestor=Attestor(config, rows, sign=sign, verify=verify),
             database=self._database,
             links=self.links,
-            meters=self._meters,
+            meters=self.meters,
             me=me,
             duties=Duties(
                 decided=checkpointer.decided,
@@ -216,7 +211,7 @@ class Node:
             me=self._identity.node_id,
             holdings=self.holdings,
             database=self._database,
-            meters=self._meters,
+            meters=self.meters,
             links=self.links,
             ledger=lambda: self._consensus.replica.ledger,
             validators=lambda: self._consensus.replica.validators,
@@ -387,6 +382,11 @@ class Node:
             return ""
         # Asking twice is what somebody does whose answer was lost.
         return "" if reason in ("already-executed", "already-approved") else reason
+
+    def address_of(self, member: bytes) -> str:
+        """Return the address that the ledger has for a member, "" where it has none."""
+        found = self._consensus.replica.ledger.members.get(member)
+        return found.address if found is not None else ""
 
     def status(self) -> StatusReply:
         """Return everything that there is to know about this node."""

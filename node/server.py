@@ -42,7 +42,9 @@ from shoal.node.bulk_wire import (
 from shoal.node.errors import PeerError, UserError
 from shoal.node.gate import Gate
 from shoal.node.handover import farewell
+from shoal.node.inspect_servicer import InspectServicer
 from shoal.node.links import Links
+from shoal.node.look_back import serve_looks
 from shoal.node.meters import Meters
 from shoal.node.screen import sound
 from shoal.node.strict import StrictServer
@@ -74,7 +76,6 @@ SERVER_OPTIONS = (
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
 )
 JOIN_OPTIONS = (("grpc.max_receive_message_length", NEWCOMER_BYTES_MAX), *SERVER_OPTIONS[1:])
-WATCH_INTERVAL_MS_MIN = 100
 
 
 class Serving(Protocol):
@@ -113,6 +114,9 @@ class Backend(Protocol):
 
     async def submit(self, operation: bytes) -> str:
         """Hand a signed operation to the validators; returns "" or why not."""
+
+    def address_of(self, member: bytes) -> str:
+        """Return the address that the ledger has for a member, "" where it has none."""
 
     def status(self) -> inspect_pb2.StatusReply:
         """Return everything that there is to know about this node."""
@@ -254,7 +258,11 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         self, request: mesh_pb2.FarewellRequest, context: Any
     ) -> mesh_pb2.FarewellReply:
         """Count without the caller from now on, who says that it is about to leave."""
-        farewell(self._links, self._gate.caller(context).node_id)
+        try:
+            sound(request)
+            farewell(self._links, self._gate.caller(context).node_id)
+        except PeerError as error:
+            await self._turn_away(context, error, grpc.StatusCode.INVALID_ARGUMENT)
         return mesh_pb2.FarewellReply()
 
     async def _admit(self, call: ExitStack, kind: str, context: Any) -> None:
@@ -293,39 +301,6 @@ class JoinServicer(MeshServicer):
             yield chunk
 
 
-class InspectServicer(inspect_pb2_grpc.InspectServicer):
-    """What people ask for."""
-
-    def __init__(
-        self,
-        status: Callable[[], inspect_pb2.StatusReply],
-        explain: Callable[[int], inspect_pb2.ExplainReply],
-    ) -> None:
-        self._status = status
-        self._explain = explain
-
-    async def Status(
-        self, request: inspect_pb2.StatusRequest, context: Any
-    ) -> inspect_pb2.StatusReply:
-        """Return this node's state."""
-        return self._status()
-
-    async def Watch(
-        self, request: inspect_pb2.WatchRequest, context: Any
-    ) -> AsyncIterator[inspect_pb2.StatusReply]:
-        """Return this node's state again and again."""
-        interval_ms = max(WATCH_INTERVAL_MS_MIN, request.interval_ms or 1000)
-        while True:
-            yield self._status()
-            await asyncio.sleep(interval_ms / 1000)
-
-    async def Explain(
-        self, request: inspect_pb2.ExplainRequest, context: Any
-    ) -> inspect_pb2.ExplainReply:
-        """Return how the checkpoint of a round came about."""
-        return self._explain(request.round)
-
-
 class Server:
     """The three listeners of one node."""
 
@@ -349,6 +324,7 @@ class Server:
         mesh_pb2_grpc.add_MeshServicer_to_server(mesh, self._members)
         join = JoinServicer(backend, links, meters, gate)
         mesh_pb2_grpc.add_MeshServicer_to_server(join, self._newcomers)
+        serve_looks(self._members, backend, links.trust, gate)
         inspect = InspectServicer(backend.status, backend.explain)
         for server in (self._members, self._local):
             inspect_pb2_grpc.add_InspectServicer_to_server(inspect, server)

@@ -87,6 +87,8 @@ class NodeState:
     device: str = ""
     shard_tokens: int = 0
     checkpoints: dict[int, CheckpointFacts] = field(default_factory=dict)
+    # On the event loop's clock; 0 where none was committed since this node started.
+    committed_at: float = 0.0
 
     def remember(self, found: Certified, *, materialised: bool) -> None:
         """Keep what is shown of a checkpoint, the newest ones only."""
@@ -105,6 +107,8 @@ class NodeState:
             materialised=materialised,
         )
         known = self.checkpoints.get(facts.height)
+        if known is None and not materialised:
+            self.committed_at = now
         if known is not None:
             facts.materialised = facts.materialised or known.materialised
         self.checkpoints[facts.height] = facts
@@ -198,7 +202,12 @@ def _consensus(state: NodeState) -> inspect_pb2.Consensus:
         byzantine_tolerance=seen.faults_tolerated,
         members=len(replica.ledger.members),
         pending_operations=seen.pending,
+        commit_seconds=_seconds_since(state.committed_at),
     )
+
+
+def _seconds_since(then: float) -> float:
+    return asyncio.get_running_loop().time() - then if then else -1.0
 
 
 def _checkpoint(state: NodeState, height: int) -> inspect_pb2.Checkpoint:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from shoal.node.bulk_wire import CHUNKS, FETCHES, JOINS
+from shoal.node.bulk_wire import CHUNKS, FAREWELLS, FETCHES, JOINS
+from shoal.node.look_wire import BACK, LOOKS
+from shoal.node.screen import Screen
 from shoal.node.strict_channel import StrictChannel
 from shoal.node.wire import FRAMES
 from shoal.proto.mesh_pb2_grpc import MeshStub
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
     from shoal.proto.mesh_pb2_grpc import MeshAsyncStub
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_LINK, _FETCH, _JOIN = (f"/shoal.v1.Mesh/{name}" for name in ("Link", "Fetch", "Join"))
+_LINK, _FETCH, _JOIN, _FAREWELL = (
+    f"/shoal.v1.Mesh/{name}" for name in ("Link", "Fetch", "Join", "Farewell")
+)
+_UNARY: dict[str, Screen[Any]] = {_JOIN: JOINS, _FAREWELL: FAREWELLS, BACK: LOOKS}
 
 
 class StrictServer(grpc.aio.ServerInterceptor):
-    """Screens what the methods of Mesh are sent."""
+    """Screens what the methods of Mesh and Look are sent."""
 
     async def intercept_service(
         self,
@@ -41,9 +46,9 @@ class StrictServer(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 handler.unary_stream, FETCHES.receive, handler.response_serializer
             )
-        if method == _JOIN:
+        if method in _UNARY:
             return grpc.unary_unary_rpc_method_handler(
-                handler.unary_unary, JOINS.receive, handler.response_serializer
+                handler.unary_unary, _UNARY[method].receive, handler.response_serializer
             )
         other: Handler | None = handler
         return other

@@ -388,6 +388,7 @@ class Consensus(_message.Message):
     BYZANTINE_TOLERANCE_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     PENDING_OPERATIONS_FIELD_NUMBER: _builtins.int
+    COMMIT_SECONDS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     view: _builtins.int
     view_active: _builtins.bool
@@ -398,6 +399,8 @@ class Consensus(_message.Message):
     byzantine_tolerance: _builtins.int
     members: _builtins.int
     pending_operations: _builtins.int
+    commit_seconds: _builtins.float
+    """since a checkpoint was last committed; negative: none since it started"""
     def __init__(
         self,
         *,
@@ -411,10 +414,11 @@ class Consensus(_message.Message):
         byzantine_tolerance: _builtins.int = ...,
         members: _builtins.int = ...,
         pending_operations: _builtins.int = ...,
+        commit_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["byzantine_tolerance", b"byzantine_tolerance", "epoch", b"epoch", "last_executed", b"last_executed", "low_watermark", b"low_watermark", "members", b"members", "pending_operations", b"pending_operations", "quorum", b"quorum", "validators", b"validators", "view", b"view", "view_active", b"view_active"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byzantine_tolerance", b"byzantine_tolerance", "commit_seconds", b"commit_seconds", "epoch", b"epoch", "last_executed", b"last_executed", "low_watermark", b"low_watermark", "members", b"members", "pending_operations", b"pending_operations", "quorum", b"quorum", "validators", b"validators", "view", b"view", "view_active", b"view_active"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,8 @@ READERS = {
         "inspect_client",
         "lanes",
         "links",
+        "look_back",
+        "look_wire",
         "server",
         "toml_file",
         "wire",

@@ -79,6 +79,10 @@ class Hostile:
     def status(self) -> StatusReply:
         return StatusReply()
 
+    def address_of(self, member: bytes) -> str:
+        del member
+        return ""
+
     def explain(self, number: int) -> ExplainReply:
         return ExplainReply()
 

@@ -44,6 +44,7 @@ class Place:
     def __init__(self) -> None:
         self.mesh_id = MESH_ID
         self.members = {MEMBER.node_id, OTHER.node_id}
+        self.ledger: dict[bytes, str] = {}
         self.clock = Clock()
         self.asked = 0
         (port,) = free_ports(1)
@@ -107,6 +108,9 @@ class Place:
     async def submit(self, operation: bytes) -> str:
         del operation
         return ""
+
+    def address_of(self, member: bytes) -> str:
+        return self.ledger.get(member, "")
 
     def status(self) -> inspect_pb2.StatusReply:
         self.asked += 1

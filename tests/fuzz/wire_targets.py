@@ -50,6 +50,14 @@ from shoal.node.bulk_wire import (
     parse_holdings,
 )
 from shoal.node.errors import PeerError
+from shoal.node.look_wire import (
+    LOOK_REPLIES,
+    LOOK_WORD_BYTES_MAX,
+    LOOKS,
+    LookedBack,
+    make_looked_back,
+    parse_looked_back,
+)
 from shoal.node.wire import (
     FRAMES,
     PROTOCOL_VERSION,
@@ -117,12 +125,19 @@ def _genesis(data: bytes) -> None:
     assert parse_genesis_header(make_genesis_header(parts)) == parts
 
 
+def _look(data: bytes) -> None:
+    looked = parse_looked_back(LOOK_REPLIES.read(data))
+    assert len(looked.outcome) <= LOOK_WORD_BYTES_MAX and looked.address.isprintable()
+
+
 BULK: tuple[Callable[[bytes], object], ...] = (
     _request,
     _description,
     _holdings,
     _genesis,
     JOINS.read,
+    LOOKS.read,
+    _look,
 )
 
 
@@ -150,6 +165,7 @@ def bulk_seeds() -> list[bytes]:
     described = Description(4, b"operation", b"certificate", b"settled", 4096, ADDRESSES[:1], b"")
     held = Holdings(frozenset(ADDRESSES[::2]), True)
     parts = GenesisParts(b"{}", 4096, {"tokenizer.json": b"{}", "vocab.txt": b"a b"})
+    looked = LookedBack("answers", "a:1", 4, "0.1.0", 1.5, 2.5)
     heads = [
         make_description(described),
         make_holdings(held, ADDRESSES),
@@ -159,6 +175,7 @@ def bulk_seeds() -> list[bytes]:
         *(b"\x00" + make_fetch(MESH, want).SerializeToString() for want in wants),
         *(bytes([at]) + head.SerializeToString() for at, head in enumerate(heads, start=1)),
         b"\x04\x0a\x09operation",
+        b"\x06" + make_looked_back(looked).SerializeToString(),
     ]
 
 
