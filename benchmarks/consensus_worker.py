@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shoal.consensus.attest import Attestor, AttestorConfig
 from shoal.consensus.effects import Decided, Propose, Restored
-from shoal.consensus.ledger import Ledger, Member
+from shoal.consensus.ledger import Ledger
+from shoal.consensus.members import Member
 from shoal.consensus.records import CheckpointRecord, Join, operation_bytes
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config

@@ -13,7 +13,8 @@ import structlog
 from shoal.compression.codec import max_frame_bytes
 from shoal.compression.layout import CHUNK
 from shoal.consensus.attest import Attestor, AttestorConfig
-from shoal.consensus.ledger import Ledger, Member
+from shoal.consensus.ledger import Ledger
+from shoal.consensus.members import Member
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.gossip.delta import Delta

@@ -10,6 +10,7 @@ from shoal.consensus.certificate import Certificate
 from shoal.consensus.changes import Change, ChangeKind
 from shoal.consensus.epochs import MAX_EPOCH_PARAMETERS_BYTES
 from shoal.consensus.errors import ConsensusError
+from shoal.consensus.invitations import MAX_USED_NUMBERS, Issued
 from shoal.consensus.ledger import (
     FOR_EVER,
     MAX_DEPARTED,
@@ -19,11 +20,11 @@ from shoal.consensus.ledger import (
     RECENT_OPERATIONS,
     Executed,
     Ledger,
-    Member,
     Rejected,
     Result,
     split_snapshot,
 )
+from shoal.consensus.members import Member
 from shoal.consensus.messages import MAX_MESSAGE_BYTES, Stability, encode
 from shoal.consensus.quorum import MAX_VALIDATORS, faults, quorum
 from shoal.consensus.records import (
@@ -249,6 +250,17 @@ def test_whatever_is_approved_the_set_can_always_vote(data: st.DataObject) -> No
 digests = st.binary(min_size=32, max_size=32)
 
 
+def issued(u64s: st.SearchStrategy[int]) -> st.SearchStrategy[Issued]:
+    """A floor and what was used above it."""
+    numbers = st.lists(u64s, unique=True, min_size=1, max_size=MAX_USED_NUMBERS + 1).map(sorted)
+    times = st.integers(1, 255)
+    return st.builds(
+        lambda above, many: Issued(above[0], tuple(zip(above[1:], many, strict=False))),
+        numbers,
+        st.lists(times, min_size=MAX_USED_NUMBERS, max_size=MAX_USED_NUMBERS),
+    )
+
+
 @st.composite
 def ledgers(draw: st.DrawFn) -> Ledger:
     """Any ledger at all, consistent or not: its bytes have to survive."""
@@ -259,7 +271,8 @@ def ledgers(draw: st.DrawFn) -> Ledger:
     )
     texts = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=60)
     u64s = st.integers(0, 2**64 - 1)
-    member = st.builds(Member, texts, u64s, st.integers(0, 1000), u64s, st.booleans())
+    flags = st.booleans()
+    member = st.builds(Member, texts, u64s, st.integers(0, 1000), u64s, flags, flags, issued(u64s))
     ledger.members = dict(sorted(draw(st.dictionaries(digests, member, max_size=4)).items()))
     ledger.departed = dict(sorted(draw(st.dictionaries(digests, u64s, max_size=4)).items()))
     ledger.recent = dict.fromkeys(draw(st.lists(digests, unique=True, max_size=4)))
@@ -280,7 +293,10 @@ def test_every_part_of_the_state_is_in_the_snapshot(ledger: Ledger) -> None:
     assert split_snapshot(ledger.snapshot())[0] == ledger.epoch
 
 
-@given(ledgers(), st.sampled_from(["turns", "approvals", "next_parameters", "boundary", "epoch"]))
+PARTS = ["turns", "approvals", "next_parameters", "boundary", "epoch", "right", "floor", "used"]
+
+
+@given(ledgers(), st.sampled_from(PARTS))
 def test_every_part_of_the_state_is_signed(ledger: Ledger, part: str) -> None:
     before = ledger.digest()
     match part:
@@ -292,6 +308,16 @@ def test_every_part_of_the_state_is_signed(ledger: Ledger, part: str) -> None:
             ledger.next_parameters = None if ledger.next_parameters == b"" else b""
         case "boundary":
             ledger.boundary ^= 1
+        case "right" | "floor" | "used":
+            known = ledger.members.get(b"\x01" * 32, Member("a:1", 1, 1))
+            floor, used = known.issued.floor, known.issued.used
+            ledger.members[b"\x01" * 32] = replace(
+                known,
+                may_validate=known.may_validate ^ (part == "right"),
+                issued=Issued(
+                    floor ^ (part == "floor"), ((2**64 - 1, 7),) if part == "used" else used
+                ),
+            )
         case _:
             ledger.epoch = replace(ledger.epoch, start=ledger.epoch.start + 1)
     assert ledger.digest() != before
@@ -306,7 +332,9 @@ def test_a_full_ledger_fits_where_it_has_to() -> None:
     ledger = Ledger.genesis(MESH_ID, [], names(MAX_VALIDATORS))
     ledger.epoch = replace(ledger.epoch, parameters=bytes(MAX_EPOCH_PARAMETERS_BYTES))
     address = "a" * MAX_ADDRESS_BYTES
-    ledger.members = dict.fromkeys(names(MAX_MEMBERS), Member(address, 2**64 - 1, 1000, 2**64 - 1))
+    used = tuple((2**64 - MAX_USED_NUMBERS + i, 255) for i in range(MAX_USED_NUMBERS))
+    member = Member(address, 2**64 - 1, 1000, 2**64 - 1, issued=Issued(2**63, used))
+    ledger.members = dict.fromkeys(names(MAX_MEMBERS), member)
     ledger.departed = dict.fromkeys(names(MAX_DEPARTED), FOR_EVER)
     ledger.recent = dict.fromkeys(names(RECENT_OPERATIONS))
     ledger.turns = dict.fromkeys(names(MAX_MEMBERS + MAX_VALIDATORS), True)

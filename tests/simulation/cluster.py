@@ -8,7 +8,8 @@ import random
 from dataclasses import dataclass
 
 from shoal.consensus.attest import AttestorConfig
-from shoal.consensus.ledger import Ledger, Member
+from shoal.consensus.ledger import Ledger
+from shoal.consensus.members import Member
 from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.state import WINDOW_INTERVALS, Config
 from shoal.consensus.validators import Sign, Validators, Verify
