@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shoal.consensus.attest import Attestor, AttestorConfig
 from shoal.consensus.effects import Decided, Propose, Restored
+from shoal.consensus.epochs import join_links
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.members import Member
 from shoal.consensus.records import CheckpointRecord, Join, operation_bytes
@@ -77,6 +78,9 @@ class Nothing:
 
     def contacts(self) -> list[Contact]:
         return []
+
+    def epochs(self) -> bytes:
+        return join_links(())
 
     async def submit(self, operation: bytes) -> str:
         return "no"

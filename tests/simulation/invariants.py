@@ -45,7 +45,7 @@ class Checker:
         self.book = book
         self.keys = keys
         self.byzantine = byzantine
-        self.roll = Roll(founders)
+        self.roll = Roll(founders, book.mesh_id, book.verify)
         self.state = StateChecker(book, self.problem_of)
         self._epochs: dict[int, int] = {}
         self._votes: dict[tuple[int, VoteKind, int, int, int], bytes] = {}

@@ -2,8 +2,8 @@
 
 Written from the rules alone (docs/adr/0016), not from consensus/: a newcomer needs the word of
 somebody who is a member at that moment, given since that one joined, and no word lets in more
-than it says. Only what an expulsion does is left open, since it takes a quorum: until the end of the
-story whoever somebody wanted to expel may be in or out.
+than it says. Only what an expulsion does is left open, since it takes a quorum: whoever somebody
+wanted to expel may be in or out until the end of the story.
 """
 
 from collections import Counter
@@ -13,13 +13,16 @@ from shoal.consensus.changes import Approve, ChangeKind
 from shoal.consensus.evidence import Evict
 from shoal.consensus.invitations import InvitedRole
 from shoal.consensus.records import Join, Leave, Operation
+from shoal.consensus.validators import Verify
 from tests.simulation.replica_state import require
 
 
 class Roll:
     """Follows what is executed, in the order of the log; what comes early waits."""
 
-    def __init__(self, founders: Iterable[bytes]) -> None:
+    def __init__(self, founders: Iterable[bytes], mesh_id: bytes, verify: Verify) -> None:
+        self._mesh_id = mesh_id
+        self._verify = verify
         self.sequence = 0
         # When each member entered.
         self.since = dict.fromkeys(founders, 0)
@@ -68,6 +71,9 @@ class Roll:
             require(False, "somebody came in without an invitation")
             return
         inviter = invitation.inviter
+        require(invitation.mesh_id == self._mesh_id, "invited to another mesh")
+        signed = self._verify(inviter, invitation.signed_bytes(), invitation.signature)
+        require(signed, "an invitation that nobody signed")
         if inviter not in self.doubtful:
             require(inviter in self.since, "invited by somebody who is no member")
             require(invitation.number > self.since[inviter], "invited before the inviter joined")
