@@ -16,15 +16,15 @@ from shoal.consensus.invitations import MAX_HINT_BYTES, Invitation, InvitedRole
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 from shoal.node.identity import Identity
+from shoal.node.inspect_client import StatusReply
 from shoal.node.invitations import as_line, expiry_text, sign_invitation
 from shoal.node.operator import own_node
-from shoal.proto.inspect_pb2 import StatusReply
 
 NUMBER_NAME = "invitations-issued"
 TTL_DAYS_MAX = 366
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TTL = re.compile(r"([0-9]{1,9})([smhd])")
-_NUMBER_BYTES_MAX = 32
+_NUMBER_DIGITS = 32
 
 
 def parse_ttl(text: str) -> int:
@@ -48,7 +48,7 @@ def next_number(directory: Path, floor: int, now_ms: int) -> int:
     descriptor = os.open(directory / NUMBER_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        text = file.read(_NUMBER_BYTES_MAX)
+        text = file.read(_NUMBER_DIGITS)
         last = int(text) if text.isdigit() else 0
         number = max(now_ms, floor + 1, last + 1)
         file.seek(0)

@@ -48,6 +48,8 @@ READERS = {
         "consensus_driver",
         "genesis",
         "inspect_client",
+        "invitations",
+        "inviting",
         "lanes",
         "links",
         "server",
