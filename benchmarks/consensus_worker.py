@@ -22,7 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shoal.consensus.attest import Attestor, AttestorConfig
 from shoal.consensus.effects import Decided, Propose, Restored
-from shoal.consensus.ledger import Ledger, Member
+from shoal.consensus.epochs import join_links
+from shoal.consensus.ledger import MAX_MEMBERS, Ledger
+from shoal.consensus.members import Member
 from shoal.consensus.records import CheckpointRecord, Join, operation_bytes
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
@@ -76,6 +78,9 @@ class Nothing:
     def contacts(self) -> list[Contact]:
         return []
 
+    def epochs(self) -> bytes:
+        return join_links(())
+
     async def submit(self, operation: bytes) -> str:
         return "no"
 
@@ -91,26 +96,32 @@ class Nothing:
 
 
 class Origin:
-    """A member that moves house again and again: each Join is a new operation."""
+    """A founder that moves house again and again: each Join is a new operation."""
 
     def __init__(self, validator: int, number: int) -> None:
         seed = hashlib.sha256(f"origin/{validator}/{number}".encode()).digest()
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self._member = self._key.public_key().public_bytes_raw()
+        self.member = self._key.public_key().public_bytes_raw()
         self._time_ms = 0
 
     def operation(self, mesh_id: bytes) -> tuple[tuple[bytes, int], bytes]:
         """The next Join: what to know it by, and its bytes."""
         self._time_ms = max(self._time_ms + 1, time.time_ns() // 1_000_000)
         join = Join(
-            member=self._member,
+            member=self.member,
             address="origin:1",
             shard_tokens=1,
             share_permille=1,
             time_ms=self._time_ms,
         )
         signed = replace(join, signature=self._key.sign(join.signed_bytes(mesh_id)))
-        return (self._member, self._time_ms), operation_bytes(signed)
+        return (self.member, self._time_ms), operation_bytes(signed)
+
+
+def make_origins(validator: int, validators: int) -> list[Origin]:
+    """One validator's: as many as the mesh has room for, since all of them are members."""
+    count = min(ORIGINS, MAX_MEMBERS // validators - 1)
+    return [Origin(validator, number) for number in range(count)]
 
 
 class Worker:
@@ -128,7 +139,7 @@ class Worker:
         self._meters = Meters()
         self._database = Database(home / "safety.db")
         self._waiting: dict[tuple[bytes, int], asyncio.Future[float]] = {}
-        self._origins = [Origin(index, number) for number in range(ORIGINS)]
+        self._origins = make_origins(index, len(self._addresses))
         self._links = Links(
             identity=self._identity,
             mesh_id=mesh_id,
@@ -168,6 +179,10 @@ class Worker:
 
     def _make_driver(self, rows: dict[str, bytes]) -> ConsensusDriver:
         members = [(key, Member(address, 1, 1)) for key, address in self._addresses.items()]
+        # Nobody has to be invited who was there from the beginning.
+        for validator in range(len(self._addresses)):
+            for origin in make_origins(validator, len(self._addresses)):
+                members.append((origin.member, Member("origin:1", 1, 1)))
         timeout_ms = int(self._timeout_s * 1000)
         replica = Replica.restore(
             Config(me=self._me, timeout_ms=timeout_ms),
@@ -258,7 +273,7 @@ class Worker:
 
     async def _flood(self, command: dict[str, Any]) -> float:
         """Many at once, each origin one at a time; the seconds that all of them took."""
-        each = int(command["count"]) // ORIGINS
+        each = int(command["count"]) // len(self._origins)
 
         async def insist(origin: Origin) -> None:
             for _ in range(each):
@@ -267,7 +282,7 @@ class Worker:
         began = time.monotonic()
         await asyncio.gather(*map(insist, self._origins))
         seconds = time.monotonic() - began
-        return seconds / (each * ORIGINS)
+        return seconds / (each * len(self._origins))
 
     async def _roofline(self, command: dict[str, Any]) -> dict[str, float]:
         """What a commit is made of, each alone, in milliseconds (medians)."""

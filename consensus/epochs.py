@@ -10,7 +10,7 @@ Record 0 is not certified by anybody: the genesis document is what the mesh id i
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shoal.consensus.certificate import Certificate, read_certificate, verify_certificate
@@ -212,6 +212,11 @@ def split_links(data: bytes) -> tuple[bytes, ...]:
     links = tuple(reader.blob(MAX_LINK_BYTES) for _ in range(count))
     reader.end()
     return links
+
+
+def join_links(links: Sequence[bytes]) -> bytes:
+    """A list of links as it travels; `split_links` is the inverse."""
+    return len(links).to_bytes(4, "big") + b"".join(blob(link) for link in links)
 
 
 def build_chain(

@@ -27,6 +27,7 @@ from shoal.consensus.epochs import (
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.evidence import Evict
 from shoal.consensus.fields import DIGEST_BYTES, ID_BYTES, Reader, blob, u8, u16, u64
+from shoal.consensus.members import Member, enter, invitation_refusal, read_member
 from shoal.consensus.quorum import MAX_VALIDATORS, faults, quorum
 from shoal.consensus.records import Checkpoint, Join, Leave, Null, Operation
 from shoal.consensus.validators import STABILITY_INTERVAL
@@ -37,23 +38,12 @@ MAX_DEPARTED = 1024
 # times of joins and leaves already make each operation single-use; this window only gives a
 # repeated one its honest reason.
 RECENT_OPERATIONS = 256
-MAX_LEDGER_BYTES = 512 * 1024
+MAX_LEDGER_BYTES = 640 * 1024
 # How many open changes of one validator are remembered; a further one displaces its oldest.
 MAX_OPEN_CHANGES = 8
 # Whoever was evicted left at this time: no Join can be later, so none lets it back in.
 FOR_EVER = 2**64 - 1
-_VERSION = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """Someone who may take part. `time_ms` is that of the Join which said so (0 at genesis)."""
-
-    address: str
-    shard_tokens: int
-    share_permille: int
-    time_ms: int = 0
-    validates: bool = True
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +100,10 @@ class Ledger:
 
     def check(self, operation: Operation, digest: bytes) -> str | None:
         """Why executing this operation now would be rejected; None when it would not."""
-        if digest in self.recent:
-            return "already-executed"
+        return "already-executed" if digest in self.recent else self.refusal(operation)
+
+    def refusal(self, operation: Operation) -> str | None:
+        """The same, whether or not this very operation was executed before, for nothing perhaps."""
         match operation:
             case Checkpoint(record, _):
                 if record.height != self.height + 1:
@@ -142,9 +134,10 @@ class Ledger:
             return "evicted"
         if join.time_ms <= last:
             return "stale-time"
-        if known is None and len(self.members) >= MAX_MEMBERS:
-            return "members-full"
-        return None
+        if reason := invitation_refusal(self.members, join):
+            return reason
+        full = known is None and len(self.members) >= MAX_MEMBERS
+        return "members-full" if full else None
 
     def coming_validators(self) -> set[bytes]:
         """The voting set once everything that is queued has taken effect."""
@@ -207,13 +200,7 @@ class Ledger:
                 self.round = record.round
             case Join():
                 self.departed.pop(operation.member, None)
-                self.members[operation.member] = Member(
-                    operation.address,
-                    operation.shard_tokens,
-                    operation.share_permille,
-                    operation.time_ms,
-                    operation.validates,
-                )
+                enter(self.members, operation)
             case Leave():
                 self._remove(operation.member, operation.time_ms)
             case Evict():
@@ -319,9 +306,7 @@ class Ledger:
             u16(len(self.members)),
         ]
         for identity, member in sorted(self.members.items()):
-            address = member.address.encode()
-            parts += [identity, u8(len(address)), address, u64(member.shard_tokens)]
-            parts += [u16(member.share_permille), u64(member.time_ms), u8(member.validates)]
+            parts += [identity, member.to_bytes()]
         parts.append(u16(len(self.departed)))
         parts += [identity + u64(time_ms) for identity, time_ms in sorted(self.departed.items())]
         parts += [u64(self.boundary), u16(len(self.turns))]
@@ -343,7 +328,7 @@ class Ledger:
         for _ in range(reader.count(RECENT_OPERATIONS)):
             ledger.recent[reader.take(32)] = None
         for _ in range(reader.count(MAX_MEMBERS)):
-            identity, member = _read_member(reader)
+            identity, member = read_member(reader)
             ledger.members[identity] = member
         for _ in range(reader.count(MAX_DEPARTED)):
             identity = reader.take(ID_BYTES)
@@ -374,16 +359,6 @@ def _read_header(reader: Reader) -> EpochRecord:
     epoch = read_epoch(inner)
     inner.end()
     return epoch
-
-
-def _read_member(reader: Reader) -> tuple[bytes, Member]:
-    identity = reader.take(ID_BYTES)
-    try:
-        address = reader.take(reader.u8()).decode()
-    except UnicodeDecodeError as error:
-        raise ConsensusError("bad-address") from error
-    tokens, share, time_ms = reader.u64(), reader.u16(), reader.u64()
-    return identity, Member(address, tokens, share, time_ms, reader.flag())
 
 
 def split_snapshot(snapshot: bytes) -> tuple[EpochRecord, bytes]:

@@ -22,6 +22,9 @@ def origin(operation: Operation) -> bytes:
     match operation:
         case Checkpoint(record, _):
             return record.proposer
+        case Join(invitation=invitation) if invitation is not None:
+            # Newcomers are as many as anybody likes to make up; who let them in is one.
+            return b"invited/" + invitation.inviter
         case Join() | Leave():
             return operation.member
         case Evict():

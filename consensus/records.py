@@ -6,7 +6,8 @@ An operation is a byte string with one encoding; its digest is what replicas vot
   they give, the next epoch's parameters as opaque bytes) and the attestation certificate: Q
   validators recomputed that root before PBFT ever saw it (consensus.md 2.2).
 - `Join` and `Leave` are signed by the member that they concern. Their `time_ms` also makes them
-  single-use: the ledger takes only a later one for the same member.
+  single-use: the ledger takes only a later one for the same member. Who is no member yet joins
+  with an invitation (invitations.py).
 - `Evict` carries evidence that proves itself (evidence.py), `Approve` one validator's yes to a
   change of the mesh (changes.py).
 - The empty string is the null operation that fills gaps after a view change (PBFT 4.4).
@@ -21,6 +22,7 @@ from shoal.consensus.changes import Approve, read_approve
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.evidence import Evict, read_evict
 from shoal.consensus.fields import ID_BYTES, SIGNATURE_BYTES, Reader, blob, u8, u16, u32, u64
+from shoal.consensus.invitations import Invitation, read_invitation
 
 MAX_OPERATION_BYTES = 384 * 1024
 MAX_CUT = 4096
@@ -127,6 +129,7 @@ class Join:
     """`member` may take part: where it listens, how much data it declares, its share in ‰.
 
     `validates` says that it is willing to vote; whether it does is for the validators to approve.
+    `invitation` is what lets a newcomer in; a member that says where it has moved needs none.
     """
 
     member: bytes
@@ -135,6 +138,7 @@ class Join:
     share_permille: int
     time_ms: int
     validates: bool = True
+    invitation: Invitation | None = None
     signature: bytes = bytes(SIGNATURE_BYTES)
 
     def fields(self) -> bytes:
@@ -148,11 +152,13 @@ class Join:
                 u16(self.share_permille),
                 u64(self.time_ms),
                 u8(self.validates),
+                u8(self.invitation is not None),
+                self.invitation.to_bytes() if self.invitation is not None else b"",
             )
         )
 
     def signed_bytes(self, mesh_id: bytes) -> bytes:
-        return b"SHOAL-JOIN\x01" + mesh_id + self.fields()
+        return b"SHOAL-JOIN\x02" + mesh_id + self.fields()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +216,7 @@ def _read_join(reader: Reader) -> Join:
         share_permille=share_permille,
         time_ms=time_ms,
         validates=reader.flag(),
+        invitation=read_invitation(reader) if reader.flag() else None,
         signature=reader.take(SIGNATURE_BYTES),
     )
 

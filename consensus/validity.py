@@ -21,6 +21,8 @@ def validate(operation: Operation, verifier: Verifier) -> str | None:
     match operation:
         case Checkpoint():
             return _validate_checkpoint(operation, verifier)
+        case Join() if reason := _validate_invitation(operation, verifier):
+            return reason
         case Join() | Leave():
             signed = operation.signed_bytes(mesh_id)
             valid = verifier.verify(operation.member, signed, operation.signature)
@@ -41,6 +43,18 @@ def validate(operation: Operation, verifier: Verifier) -> str | None:
             # Fills the log up to the end of an epoch; a primary that orders it for no reason
             # wastes the slot that it could have left empty.
             return None
+
+
+def _validate_invitation(join: Join, verifier: Verifier) -> str | None:
+    """Whether it was signed, by whoever it names; whether that is a member is for the ledger."""
+    invitation = join.invitation
+    if invitation is None:
+        return None
+    if invitation.mesh_id != verifier.validators.mesh_id:
+        return "wrong-mesh"
+    signed = invitation.signed_bytes()
+    valid = verifier.verify(invitation.inviter, signed, invitation.signature)
+    return None if valid else "bad-invitation-signature"
 
 
 def _validate_checkpoint(operation: Checkpoint, verifier: Verifier) -> str | None:

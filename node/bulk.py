@@ -13,6 +13,7 @@ import grpc
 
 from shoal.node.bulk_wire import (
     DATA_BYTES_MAX,
+    EPOCHS_BYTES_MAX,
     Contact,
     Description,
     GenesisParts,
@@ -23,6 +24,7 @@ from shoal.node.bulk_wire import (
     WantDelta,
     WantDeltaLog,
     WantDescription,
+    WantEpochs,
     WantGenesis,
     WantHoldings,
     make_fetch,
@@ -165,6 +167,18 @@ async def fetch_contacts(stub: "MeshAsyncStub", mesh_id: bytes) -> tuple[Contact
     call = _call(stub, mesh_id, WantContacts())
     try:
         return parse_contacts(await _first(aiter(call)))
+    finally:
+        call.cancel()
+
+
+async def fetch_epochs(stub: "MeshAsyncStub", mesh_id: bytes) -> bytes:
+    """Return the chain of epochs as far as somebody says it goes, unchecked.
+
+    Raises FetchFailed, and PeerError("oversized") before it takes more than 4 MiB.
+    """
+    call = _call(stub, mesh_id, WantEpochs())
+    try:
+        return await _collect(aiter(call), limit_bytes=EPOCHS_BYTES_MAX)
     finally:
         call.cancel()
 

@@ -94,6 +94,11 @@ class WantContacts:
     """Asks which members somebody has links to."""
 
 
+@dataclass(frozen=True, slots=True)
+class WantEpochs:
+    """Asks for the chain of epochs as far as it is known."""
+
+
 Want: TypeAlias = (
     WantDelta
     | WantGenesis
@@ -102,6 +107,7 @@ Want: TypeAlias = (
     | WantDeltaLog
     | WantHoldings
     | WantContacts
+    | WantEpochs
 )
 
 
@@ -165,6 +171,8 @@ def make_fetch(mesh_id: bytes, want: Want) -> mesh_pb2.FetchRequest:
             return mesh_pb2.FetchRequest(mesh_id=mesh_id, holdings=height)
         case WantContacts():
             return mesh_pb2.FetchRequest(mesh_id=mesh_id, contacts=mesh_pb2.Nothing())
+        case WantEpochs():
+            return mesh_pb2.FetchRequest(mesh_id=mesh_id, epochs=mesh_pb2.Nothing())
 
 
 def parse_fetch(request: mesh_pb2.FetchRequest) -> Want:
@@ -186,6 +194,8 @@ def parse_fetch(request: mesh_pb2.FetchRequest) -> Want:
         return WantHoldings(_height(request.holdings))
     if kind == "contacts":
         return WantContacts()
+    if kind == "epochs":
+        return WantEpochs()
     raise PeerError("malformed-message", "a request for nothing")
 
 

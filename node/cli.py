@@ -6,12 +6,10 @@ of errors.py: a traceback is for us, so it goes to a file.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
 import tempfile
-import tomllib
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +23,13 @@ from shoal.node import (
     doctor_command,
     errors,
     identity_commands,
+    joining_commands,
     life_commands,
     membership_commands,
     proof_commands,
 )
 from shoal.node.addresses import DEFAULT_INSPECT
+from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, parse_overrides
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 
@@ -49,15 +49,7 @@ app = typer.Typer(
 Target = Annotated[
     str, typer.Argument(help="a node's directory, or the host:port where it can be inspected")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="a setting, like train.batch=4")
-]
-PresetFile = Annotated[
-    Path | None, typer.Option("--preset", help="a file like configs/wan.toml to start from")
-]
 Listen = Annotated[str | None, typer.Option(help="host:port to serve on")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 
 @app.command()
@@ -78,7 +70,8 @@ def init(
 
     Each gets a key and a node.toml of its own and the same genesis, which names the mesh.
 
-    Example: shoal init runs/mesh --nodes 4, then shoal run runs/mesh/node0 and so on.
+    Example: shoal init runs/mesh --nodes 4, then shoal run runs/mesh/node0 and so on; whoever is to
+    come later is invited with shoal invite runs/mesh/node0.
     """
     from shoal.node.provision import make_mesh
 
@@ -94,10 +87,13 @@ def init(
         flags=parse_overrides(settings),
     )
     print(f"mesh {made.mesh_id}")
+    for node, node_id in zip(made.directories, made.ids, strict=True):
+        print(f"{node.name} {node_id}")
+    first = made.directories[0]
     for node in made.directories:
-        print(f"start: shoal run {node}")
-    print(f"join:  shoal join {made.contact} --trust-id {made.contact_id} --dir DIR")
-    print(f"keep:  shoal identity export {made.directories[0]} FILE, on another disk; each node's")
+        print(f"start:  shoal run {node}")
+    print(f"invite: shoal invite {first}, when it runs: it prints what a newcomer joins with")
+    print(f"keep:   shoal identity export {first} FILE, on another disk; each node's")
 
 
 @app.command()
@@ -127,56 +123,6 @@ def run(
         from shoal.node.daemon import run as run_daemon
 
         raise typer.Exit(run_daemon(loaded, child))
-
-
-@app.command()
-def join(
-    address: Annotated[str, typer.Argument(help="host:port where a member takes newcomers")],
-    directory: Annotated[Path, typer.Option("--dir", help="a new directory for this node")],
-    trust_id: Annotated[
-        str | None, typer.Option("--trust-id", metavar="ID", help="the id of who must answer there")
-    ] = None,
-    first_use: Annotated[
-        bool, typer.Option("--insecure-first-use", help="trust whoever answers there, this once")
-    ] = False,
-    mesh: Annotated[str | None, typer.Option(help="mesh id that it must be, in hex")] = None,
-    data: Annotated[str, typer.Option(help="a path, or builtin:I/N")] = "builtin:0/1",
-    listen: Annotated[str | None, typer.Option(help="host:port; default: a free port")] = None,
-    advertise: Annotated[str, typer.Option(help="host:port that others dial")] = "",
-    device: Device = None,
-    preset: PresetFile = None,
-    start: Annotated[bool, typer.Option(help="run the node when it has joined")] = True,
-    settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
-) -> None:
-    """Join a running mesh and train with it.
-
-    Fetches the newest checkpoint and what came after it, verifies both, and trains on.
-
-    Example: shoal join 127.0.0.1:7500 --trust-id ID --dir runs/fifth --data my-texts/
-    """
-    from shoal.node.provision import join_and_configure, planned_settings
-    from shoal.node.trainer_child import training_child
-
-    flags = {"train.device": device, **parse_overrides(settings)}
-    train = planned_settings(preset, flags).train
-    with training_child(train) if start else contextlib.nullcontext() as child:
-        loaded = join_and_configure(
-            address,
-            directory,
-            trust_id=trust_id,
-            first_use=first_use,
-            mesh_id=mesh,
-            data=data,
-            listen=listen,
-            advertise=advertise,
-            preset=preset,
-            flags=flags,
-        )
-        print(f"joined; start it again later with: shoal run {directory}", flush=True)
-        if start:
-            from shoal.node.daemon import run as run_daemon
-
-            raise typer.Exit(run_daemon(loaded, child))
 
 
 @app.command()
@@ -275,25 +221,11 @@ def version() -> None:
     print(f"shoal {shoal.__version__}")
 
 
+joining_commands.register(app)
 membership_commands.register(app)
 identity_commands.register(app)
 life_commands.register(app)
 doctor_command.register(app)
-
-
-def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
-    """["train.batch=4"] as {"train.batch": 4}; a value that is not TOML is a string."""
-    parsed: dict[str, object] = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not (separator and dot and section and key):
-            raise UserError(f"--set {pair}: write section.key=value, like --set train.batch=4")
-        value: object = text
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            value = tomllib.loads(f"value = {text}")["value"]
-        parsed[name.strip()] = value
-    return parsed
 
 
 async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:

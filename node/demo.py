@@ -22,14 +22,11 @@ from rich.console import Console
 
 import shoal
 from shoal.node.addresses import INSPECT_PORT_ABOVE
-from shoal.node.backup import KEY_NAME
 from shoal.node.checkpoint_dirs import checkpoint_directories
-from shoal.node.config import load_settings
 from shoal.node.demo_evaluation import evaluate, evaluation_progress
 from shoal.node.demo_processes import claim_directory, log_tail, start_node, stop_nodes
 from shoal.node.demo_watch import Display, Settled, Watched, all_answer, follow, watch_until
 from shoal.node.errors import INTERNAL, OK, UserError
-from shoal.node.identity import Identity
 from shoal.node.inspect_client import open_channel
 from shoal.node.report import Losses, Outcome, build_report, failures, report_view, write_report
 from shoal.node.views import make_console
@@ -241,12 +238,9 @@ def _leave_running(plan: DemoPlan, addresses: Sequence[str], console: Console) -
     for directory, address in zip(plan.node_directories, addresses, strict=True):
         console.print(f"  {directory.name}  {address}  log: {directory}/node.log")
     first = plan.node_directories[0]
-    contact = Identity.load(first / KEY_NAME).node_id.hex()
-    join = load_settings(first).node.join_advertised
     console.print(f"watch:  shoal status {first} --watch", soft_wrap=True)
-    console.print(
-        f"join:   shoal join {join} --trust-id {contact} --dir runs/fifth", soft_wrap=True
-    )
+    console.print(f"invite: shoal invite {first}", soft_wrap=True)
+    console.print("join:   shoal join --token LINE --dir runs/fifth", soft_wrap=True)
     console.print(f"stop:   shoal demo --stop --directory {plan.directory}")
 
 

@@ -22,7 +22,7 @@ def demo(
 
     Ends with a report on screen and in DIRECTORY/report.json; exit code 0 when all of it holds.
 
-    Example: shoal demo --keep, then shoal join with the address that it prints.
+    Example: shoal demo --keep, then shoal invite and shoal join as it prints.
     """
     from shoal.node.demo import ROUNDS, TRAIN_SECONDS, DemoPlan, run_demo, stop_demo
 

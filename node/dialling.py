@@ -8,7 +8,7 @@ which is how their return is noticed.
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 
-from shoal.consensus.ledger import Member
+from shoal.consensus.members import Member
 from shoal.gossip.topology import neighbours
 from shoal.node.consensus_driver import ConsensusDriver
 from shoal.node.links import Links

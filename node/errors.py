@@ -6,6 +6,8 @@ ends with exit code 1.
 
 OK = 0
 INTERNAL = 1
+# Also of a fault of ours, but nobody confuses the two: that one leaves a traceback.
+NOT_ADMITTED = 1
 BAD_INPUT = 2
 UNREACHABLE = 3
 DAMAGED = 4
@@ -28,6 +30,13 @@ class UnreachableError(UserError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, UNREACHABLE)
+
+
+class NotAdmittedError(UserError):
+    """The mesh does not let this node in, and asking again would not help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, NOT_ADMITTED)
 
 
 class DamagedError(UserError):

@@ -21,7 +21,7 @@ Passphrase = Annotated[
 
 @identity.command()
 def show(directory: Directory) -> None:
-    """Print a node's id, and where and as whom newcomers ask it.
+    """Print a node's id, and where newcomers ask it.
 
     Example: shoal identity show runs/mesh/node0
     """
@@ -34,7 +34,7 @@ def show(directory: Directory) -> None:
     print(f"id     {node_id.hex()}")
     join = load_settings(directory).node.join_advertised
     if join:
-        print(f"join   shoal join {join} --trust-id {node_id.hex()} --dir DIR")
+        print(f"join   {join}, with what `shoal invite {directory}` prints")
     print(f"backup {'; '.join(warnings) or 'made'}")
 
 

@@ -1,9 +1,9 @@
 """Becoming a member: fetch and verify a mesh, write a node's directory, ask to be let in.
 
-The contact has to prove the id that the joiner was told; trusting whoever answers takes a flag.
-What it sends is believed only as far as it can be checked: the genesis by its hash (the mesh id,
-which `--mesh` pins), the newest checkpoint by its certificate of Q validators' signatures and by
-the Merkle root of its anchor.
+The invitation names the mesh and who must answer; trusting whoever answers takes a flag. What is
+sent is believed only as far as it can be checked: the genesis by its hash (the mesh id), the chain
+of epochs by its signatures and by the one that the invitation names, the newest checkpoint by its
+certificate of Q validators' signatures and by the Merkle root of its anchor.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import grpc
 import structlog
 
 from shoal.consensus.errors import ConsensusError
+from shoal.consensus.invitations import Invitation
 from shoal.gossip.errors import GossipError
 from shoal.node import bulk
 from shoal.node.addresses import split_address
@@ -39,7 +40,9 @@ from shoal.node.genesis import (
     parse_document,
     write_genesis,
 )
+from shoal.node.history import is_history_known, require_same_history
 from shoal.node.identity import Identity, short
+from shoal.node.invitations import keep_invitation
 from shoal.node.meters import Meters
 from shoal.node.pieces import PieceDirectory, assemble, write_durably
 from shoal.node.presets import Preset, with_preset
@@ -57,11 +60,13 @@ ASK_TIMEOUT_S = 5.0
 _ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 
 
-async def ask_to_join(contacts: Sequence[tuple[bytes, str]], operation: bytes) -> bool:
+async def ask_to_join(contacts: Sequence[tuple[bytes, str]], operation: bytes) -> list[str]:
     """Send a signed Join to the first join port that takes it; membership follows when ordered.
 
-    contacts: whose join ports, and their addresses.
+    contacts: whose join ports, and their addresses. Returns what those said who answered: why not,
+    and "" of the one that took it, which comes last.
     """
+    said: list[str] = []
     for peer, address in contacts:
         try:
             async with open_channel(address, peer, None) as channel:
@@ -71,9 +76,10 @@ async def ask_to_join(contacts: Sequence[tuple[bytes, str]], operation: bytes) -
             log.info("join.unanswered", address=address, why=error.code().name)
             continue
         if reply.accepted:
-            return True
+            return [*said, ""]
+        said.append(reply.reason)
         log.warning("join.refused", address=address, why=reply.reason)
-    return False
+    return said
 
 
 async def join_mesh(
@@ -83,7 +89,7 @@ async def join_mesh(
     listen: str,
     advertise: str,
     data: str,
-    mesh_id: str | None,
+    invitation: Invitation,
     contact: bytes | None,
     preset: Preset = NO_PRESET,
     flags: Mapping[str, object] | None = None,
@@ -94,17 +100,18 @@ async def join_mesh(
     the chunks that have come and a checkpoint that is whole. node.toml is written last and at
     once, so a directory that has one is a node.
 
+    invitation: names the mesh, and an epoch by which its history is known; it is kept for the node.
     contact: the id that must answer at `address`, which is a join port; None trusts whoever does.
 
-    Raises UnreachableError when nobody answers, UserError when what answers is not the mesh that
-    was named or that the directory is of, or does not hold together. In those cases nothing new is
-    left behind but chunks.
+    Raises UnreachableError when nobody answers, UserError when what answers is not the mesh or the
+    history that the invitation is from, or not the one that the directory is of, or does not hold
+    together. In those cases nothing new is left behind but chunks.
     """
-    pinned = _parse_mesh_id(mesh_id)
     async with _connected(address, contact) as (contact, stub):
         try:
-            genesis, parts, anchor = await _fetch_genesis(stub, pinned)
+            genesis, parts, anchor = await _fetch_genesis(stub, invitation.mesh_id)
             _require_same_mesh(directory, genesis)
+            await is_history_known([(contact, address)], genesis, invitation)
             certifier = Certifier(genesis)
             others = await _acquaintances(stub, genesis.mesh_id)
             # Where the contact was reached counts for more than what it says of itself.
@@ -112,6 +119,8 @@ async def join_mesh(
             for each in others:
                 known.setdefault(each.node_id, each.join_address)
             part = await _fetch_newest(known, genesis, certifier, directory / "checkpoints")
+            if part is not None and (described := part.description()) is not None:
+                require_same_history(certifier.epochs(described), invitation)
         except bulk.FetchFailed as error:
             raise UnreachableError(f"{address} did not deliver the mesh: {error}") from None
         except (PeerError, GossipError, ConsensusError) as error:
@@ -119,6 +128,7 @@ async def join_mesh(
     await asyncio.to_thread(
         _write_directory,
         directory,
+        invitation=invitation,
         genesis=genesis,
         certifier=certifier,
         anchor=anchor,
@@ -183,6 +193,7 @@ def _own_key(path: Path) -> Identity:
 def _write_directory(
     directory: Path,
     *,
+    invitation: Invitation,
     genesis: Genesis,
     certifier: Certifier,
     anchor: bytes,
@@ -191,6 +202,7 @@ def _write_directory(
     values: Mapping[str, object],
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
+    keep_invitation(directory, invitation)
     identity = _own_key(directory / "identity.key")
     write_genesis(directory / "genesis", genesis, genesis.read_anchor(anchor), tokenizer)
     checkpoints = directory / "checkpoints"
@@ -211,29 +223,17 @@ def _write_directory(
     )
 
 
-def _parse_mesh_id(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    try:
-        pinned = bytes.fromhex(text)
-    except ValueError:
-        pinned = b""
-    if len(pinned) != 32:
-        raise UserError(f'--mesh "{text}" is not a mesh id; it has 64 hexadecimal digits')
-    return pinned
-
-
 async def _fetch_genesis(
-    stub: "MeshAsyncStub", pinned: bytes | None
+    stub: "MeshAsyncStub", pinned: bytes
 ) -> tuple[Genesis, GenesisParts, bytes]:
     parsed: list[Genesis] = []
 
     def check(parts: GenesisParts) -> int:
         genesis = parse_document(parts.document)
-        if pinned is not None and genesis.mesh_id != pinned:
+        if genesis.mesh_id != pinned:
             raise UserError(
-                f"wrong mesh: that node is of mesh {genesis.mesh_id.hex()}, not "
-                f"{pinned.hex()}; check the address or the --mesh you were given"
+                f"wrong mesh: that node is of mesh {genesis.mesh_id.hex()}, and the invitation is "
+                f"to {pinned.hex()}; check the address and which invitation you were given"
             )
         if any(len(data) > TOKENIZER_FILE_BYTES_MAX for data in parts.files.values()):
             raise PeerError("oversized", "a tokenizer file")
@@ -254,8 +254,8 @@ def _why_not(address: str, contact: bytes) -> UserError:
     except UnreachableError as error:
         return error
     return UserError(
-        f"{short(found)} answers at {address}, not {short(contact)}; check the address and the "
-        "--trust-id you were given"
+        f"{short(found)} answers at {address}, not {short(contact)}; check the address, or say "
+        "with --trust-id that another member is meant to"
     )
 
 

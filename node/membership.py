@@ -13,13 +13,22 @@ from dataclasses import replace
 import structlog
 
 from shoal.consensus.changes import Approve, Change, ChangeKind
+from shoal.consensus.invitations import Invitation, InvitedRole
 from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.replica import Replica
 from shoal.node.addresses import split_peer
 from shoal.node.config import Settings
-from shoal.node.errors import DamagedError
+from shoal.node.errors import DamagedError, NotAdmittedError
 from shoal.node.genesis import Genesis
+from shoal.node.history import is_history_known, require_same_history
 from shoal.node.identity import Identity, short
+from shoal.node.invitations import (
+    REFUSALS,
+    describe,
+    forget_invitation,
+    kept_invitation,
+    require_current,
+)
 from shoal.node.join import ask_to_join
 from shoal.node.links import Links
 
@@ -31,6 +40,12 @@ LOOK_INTERVAL_S = 0.5
 APPROVE_AGAIN_S = 5.0
 # How many heights a member may be behind and still become a validator.
 HEIGHTS_BEHIND_MAX = 1
+# In so many rounds in a row everybody who answers has to say that it is of no use to ask.
+HOPELESS_ROUNDS = 2
+NO_INVITATION = (
+    "this node is no member and has no invitation; ask a member for one (shoal invite), then: "
+    "shoal join --token LINE --dir with this directory"
+)
 
 
 class MembershipEnded(Exception):
@@ -42,6 +57,10 @@ def approval(identity: Identity, mesh_id: bytes, epoch: int, change: Change) -> 
     unsigned = Approve(change=change, epoch=epoch, validator=identity.node_id)
     signature = identity.sign(unsigned.signed_bytes(mesh_id))
     return operation_bytes(replace(unsigned, signature=signature))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class Membership:
@@ -70,7 +89,8 @@ class Membership:
         self._approved: dict[bytes, float] = {}
 
     async def run(self) -> None:
-        """Join, then watch; raises MembershipEnded, or DamagedError for a key that was evicted."""
+        """Join, then watch; raises MembershipEnded, DamagedError for a key that was evicted, and
+        NotAdmittedError where the mesh does not let the node in."""
         await self._join()
         log.info("membership.granted")
         while self._belongs():
@@ -81,30 +101,73 @@ class Membership:
         raise MembershipEnded
 
     async def _join(self) -> None:
-        """A node that is no member asks the addresses it knows until the log says it is one."""
-        me = self._identity.node_id
-        if self._belongs():
-            return
+        """A node that is no member asks the addresses it knows until the log says it is one.
+
+        Raises NotAdmittedError where it will never be let in with the invitation that it has.
+        """
+        me, home = self._identity.node_id, self._settings.node.directory
+        invitation = None
+        if not self._belongs():
+            self._require_not_evicted()
+            invitation = kept_invitation(home)
+            if invitation is None:
+                raise NotAdmittedError(NO_INVITATION)
+            await self._await_history(invitation)
+            await self._ask_until_in(invitation)
+            require_same_history(self._replica.epochs, invitation)
+        if me in self._replica.ledger.members:
+            forget_invitation(home)
+
+    def _contacts(self) -> list[tuple[bytes, str]]:
+        """Those that it was told of: the ledger here knows no join ports, and may be old."""
+        return [split_peer(each) for each in self._settings.node.contacts]
+
+    async def _await_history(self, invitation: Invitation) -> None:
+        """Not to ask before it is known that those who would answer are of the right history."""
+        waited = False
+        require_same_history(self._replica.epochs, invitation)
+        while self._replica.epochs.last < invitation.epoch:
+            if await is_history_known(self._contacts(), self._genesis, invitation):
+                return
+            if not waited:
+                log.info("join.waiting-for-epoch", epoch=invitation.epoch)
+                waited = True
+            await asyncio.sleep(JOIN_INTERVAL_S)
+
+    async def _ask_until_in(self, invitation: Invitation) -> None:
+        operation = self._signed_join(invitation)
+        contacts, hopeless = self._contacts(), 0
+        while self._identity.node_id not in self._replica.ledger.members:
+            self._require_not_evicted()
+            said = await ask_to_join(contacts, operation)
+            if "" in said:
+                # The others let this node in as soon as the log has it, which takes a moment.
+                self._links.hurry()
+            # One that lags may not know the inviter yet, so one round of refusals is not the end.
+            hopeless = hopeless + 1 if said and set(said) <= set(REFUSALS) else 0
+            if hopeless >= HOPELESS_ROUNDS:
+                raise NotAdmittedError(REFUSALS[said[0]])
+            if "" not in said:
+                # Where nobody answers nobody can say either that it was used in time.
+                require_current(invitation, _now_ms())
+            # Whoever took it may have kept it: the next time somebody else is asked first.
+            contacts = contacts[1:] + contacts[:1]
+            await asyncio.sleep(JOIN_INTERVAL_S)
+
+    def _signed_join(self, invitation: Invitation) -> bytes:
+        willing = self._settings.consensus.willing
         join = Join(
-            member=me,
+            member=self._identity.node_id,
             address=self._settings.node.advertised,
             shard_tokens=self._shard_tokens(),
             share_permille=self._settings.train.share_permille,
-            time_ms=time.time_ns() // 1_000_000,
-            validates=self._settings.consensus.willing,
+            time_ms=_now_ms(),
+            validates=willing and invitation.role is InvitedRole.VALIDATOR,
+            invitation=invitation,
         )
+        log.info("join.asking", invitation=describe(invitation))
         signature = self._identity.sign(join.signed_bytes(self._genesis.mesh_id))
-        operation = operation_bytes(replace(join, signature=signature))
-        while me not in self._replica.ledger.members:
-            self._require_not_evicted()
-            # Those that it was told of: the ledger here knows no join ports, and may be old.
-            accepted = await ask_to_join(
-                [split_peer(each) for each in self._settings.node.contacts], operation
-            )
-            if accepted:
-                # The others let this node in as soon as the log has it, which takes a moment.
-                self._links.hurry()
-            await asyncio.sleep(JOIN_INTERVAL_S)
+        return operation_bytes(replace(join, signature=signature))
 
     def _belongs(self) -> bool:
         """Whether this node is a member, or a validator that others still count on.

@@ -5,6 +5,7 @@ links ──► gossip driver ──► shared model ◄── round loop ◄─
 """
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,7 +14,9 @@ import structlog
 from shoal.compression.codec import max_frame_bytes
 from shoal.compression.layout import CHUNK
 from shoal.consensus.attest import Attestor, AttestorConfig
-from shoal.consensus.ledger import Ledger, Member
+from shoal.consensus.epochs import join_links
+from shoal.consensus.ledger import Ledger
+from shoal.consensus.members import Member
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
 from shoal.gossip.delta import Delta
@@ -32,6 +35,7 @@ from shoal.node.cut_watch import watch_for_cuts
 from shoal.node.database import Database
 from shoal.node.delta_log import check_delta_log
 from shoal.node.dialling import keep_dialling
+from shoal.node.door import Door
 from shoal.node.errors import PeerError
 from shoal.node.evaluation import Evaluation
 from shoal.node.explain import ExplainReply, explain_reply
@@ -101,6 +105,7 @@ class Node:
         )
         self._checkpointer = self._make_checkpointer()
         self._consensus = self._make_consensus(rows)
+        self._door = Door(self._consensus.replica, self._mesh, self._consensus.submit)
         model.mesh = self._mesh.now
         self._detection = detection_of_node(
             identity=identity,
@@ -371,17 +376,14 @@ class Node:
         """Return the members that this node can tell newcomers of."""
         return contacts(self._identity.node_id, self._settings.node, self.links)
 
+    def epochs(self) -> bytes:
+        """Return the chain of epochs as far as this node knows it."""
+        chain = self._consensus.replica.epochs
+        return join_links(chain.links(chain.last))
+
     async def submit(self, operation: bytes) -> str:
         """Hand a signed operation to the validators; returns "" or why not."""
-        replica = self._consensus.replica
-        reason = replica.check(operation)
-        if reason is None and (refusal := self._mesh.refusal(operation, replica.ledger)):
-            return refusal
-        if reason is None:
-            self._consensus.submit(operation)
-            return ""
-        # Asking twice is what somebody does whose answer was lost.
-        return "" if reason in ("already-executed", "already-approved") else reason
+        return self._door.submit(operation, time.time_ns() // 1_000_000)
 
     def address_of(self, member: bytes) -> str:
         """Return the address that the ledger has for a member, "" where it has none."""

@@ -63,7 +63,8 @@ _REASONS = {
 }
 
 
-async def _own(directory: Path) -> tuple[Identity, bytes, str, StatusReply]:
+async def own_node(directory: Path) -> tuple[Identity, bytes, str, StatusReply]:
+    """Key, mesh id, members' port and status of this directory's running node; raises UserError."""
     settings = load_settings(directory, {})
     identity = Identity.load(directory / "identity.key")
     genesis, _, _ = load_genesis(directory / "genesis")
@@ -98,7 +99,7 @@ def leave(
     """
 
     async def work() -> str:
-        identity, mesh_id, address, status = await _own(directory)
+        identity, mesh_id, address, status = await own_node(directory)
         warning = _validators_after(status, -1) if status.role == "validator" else None
         if warning and not force:
             raise UserError(warning)
@@ -150,7 +151,7 @@ def approve(directory: Path, kind: ChangeKind, member: str, *, force: bool = Fal
     """Sign a change with this validator's key and submit it; raises UserError."""
 
     async def work() -> str:
-        identity, mesh_id, address, status = await _own(directory)
+        identity, mesh_id, address, status = await own_node(directory)
         warning = None if kind is ChangeKind.PROMOTE else _validators_after(status, -1)
         if warning and not force:
             raise UserError(warning)
@@ -167,7 +168,7 @@ def mesh_parameters(directory: Path) -> MeshAnswer:
     """The parameters in force at the running node; raises UserError."""
 
     async def work() -> MeshAnswer:
-        _, _, _, status = await _own(directory)
+        _, _, _, status = await own_node(directory)
         return _mesh_answer(status)
 
     return asyncio.run(work())
@@ -181,7 +182,7 @@ def approve_parameters(directory: Path, settings: Mapping[str, str]) -> str:
     """
 
     async def work() -> str:
-        identity, mesh_id, address, status = await _own(directory)
+        identity, mesh_id, address, status = await own_node(directory)
         answer = _mesh_answer(status)
         after = changed(answer.in_force, settings)
         what = ", ".join(f"{k} {v}" for k, v in differences(answer.in_force, after).items())

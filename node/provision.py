@@ -3,16 +3,24 @@
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shoal.consensus.invitations import Invitation
 from shoal.node.addresses import parse_node_id, split_address
 from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names
 from shoal.node.errors import UserError
 from shoal.node.founding import create_mesh
-from shoal.node.genesis import MeshParameters
+from shoal.node.genesis import MeshParameters, load_genesis
 from shoal.node.identity import Identity
+from shoal.node.invitations import (
+    keep_invitation,
+    kept_invitation,
+    parse_line,
+    require_current,
+)
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset, apply_preset, check_names, load_preset
 
@@ -21,12 +29,11 @@ _MODEL_FILE_BYTES_MAX = 1 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MadeMesh:
-    """A mesh that has been made: the first node's join port and id let others in."""
+    """A mesh that has been made: its nodes' directories and ids."""
 
     mesh_id: str
     directories: list[Path]
-    contact: str
-    contact_id: str
+    ids: list[str]
 
 
 def make_mesh(
@@ -70,15 +77,15 @@ def make_mesh(
     )
     for node in made:
         apply_preset(chosen, node, flags)
-    contact = Identity.load(made[0] / "identity.key").node_id.hex()
-    address = load_settings(made[0]).node.join_advertised
-    return MadeMesh(mesh_id.hex(), made, address, contact)
+    ids = [Identity.load(node / "identity.key").node_id.hex() for node in made]
+    return MadeMesh(mesh_id.hex(), made, ids)
 
 
 def join_and_configure(
-    address: str,
+    address: str | None,
     directory: Path,
     *,
+    token: str | None,
     trust_id: str | None,
     first_use: bool,
     mesh_id: str | None,
@@ -88,29 +95,38 @@ def join_and_configure(
     preset: Path | None,
     flags: Mapping[str, object],
 ) -> Settings:
-    """Fetch the mesh from `address` into a directory and write its node.toml, which comes last.
+    """Fetch a mesh into a directory by an invitation and write its node.toml, which comes last.
 
-    A join that was cut off is gone on with by the same call, with the same key. flags: further
+    A join that was cut off is gone on with by the same call, with the same key, or without the
+    token, which is kept. A node that is there already gets the new invitation. flags: further
     settings by dotted name, kept in the node.toml as well.
 
     Raises UserError for wrong input, before anybody is asked, and when the mesh is not the one
-    that was named; UnreachableError when nobody answers.
+    that was named; NotAdmittedError for an invitation that has expired or is from another history;
+    UnreachableError when nobody answers.
     """
     from shoal.node.join import join_mesh
 
+    is_node = (directory / CONFIG_NAME).exists()
+    if is_node and token is None:
+        raise UserError(f"{directory} is a node already; start it with: shoal run {directory}")
+    invitation = _invitation(token, directory)
+    contact = _who_must_answer(invitation, address, trust_id, first_use=first_use)
+    address = address or invitation.hint
     try:
         split_address(address)
-        trusted = parse_node_id(trust_id) if trust_id is not None else None
     except ValueError as error:
-        raise UserError(str(error)) from None
-    if (trusted is None) != first_use:
         raise UserError(
-            "say who must answer there with --trust-id ID, which `shoal init` and `shoal identity "
-            "show` print on the other side; or, but whoever is on the path can then pretend to be "
-            "the mesh, --insecure-first-use"
+            f"the invitation names no address: {error}" if not address else str(error)
+        ) from None
+    if mesh_id is not None and mesh_id.lower() != invitation.mesh_id.hex():
+        raise UserError(
+            f"wrong mesh: the invitation is to {invitation.mesh_id.hex()}, not to {mesh_id}; ask "
+            "for one to that mesh"
         )
-    if (directory / CONFIG_NAME).exists():
-        raise UserError(f"{directory} is a node already; start it with: shoal run {directory}")
+    require_current(invitation, time.time_ns() // 1_000_000)
+    if is_node:
+        return _invited_again(directory, invitation)
     chosen = load_preset(preset)
     listen = listen or free_address()
     wanted = {"node.listen": listen, "node.advertise": advertise}
@@ -122,8 +138,8 @@ def join_and_configure(
             listen=listen,
             advertise=advertise,
             data=absolute_source(data),
-            mesh_id=mesh_id,
-            contact=trusted,
+            invitation=invitation,
+            contact=contact,
             preset=chosen,
             flags=flags,
         )
@@ -135,6 +151,44 @@ def planned_settings(preset: Path | None, flags: Mapping[str, object]) -> Settin
     """What the settings of a node will be, as far as its directory does not matter; raises
     UserError."""
     return load_settings(None, {**load_preset(preset).settings, **flags})
+
+
+def _invitation(token: str | None, directory: Path) -> Invitation:
+    """The one that was given, or the one that an earlier try kept; raises UserError."""
+    found = parse_line(token) if token is not None else kept_invitation(directory)
+    if found is None:
+        raise UserError(
+            "say who invites this node: ask a member's operator for the line that `shoal invite` "
+            "prints there, then: shoal join --token LINE --dir DIR"
+        )
+    return found
+
+
+def _who_must_answer(
+    invitation: Invitation, address: str | None, trust_id: str | None, *, first_use: bool
+) -> bytes | None:
+    """The inviter, or another member that was named; None for whoever does. Raises UserError."""
+    if trust_id is not None and first_use:
+        raise UserError("say either who must answer (--trust-id) or that anybody may, not both")
+    if trust_id is not None and address is None:
+        raise UserError("say where that member answers: shoal join ADDRESS --trust-id ID ...")
+    try:
+        trusted = parse_node_id(trust_id) if trust_id is not None else invitation.inviter
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return None if first_use else trusted
+
+
+def _invited_again(directory: Path, invitation: Invitation) -> Settings:
+    """A node that left, or whose invitation was of no use, gets a new one; raises UserError."""
+    genesis, _, _ = load_genesis(directory / "genesis")
+    if genesis.mesh_id != invitation.mesh_id:
+        raise UserError(
+            f"{directory} is a node of mesh {genesis.mesh_id.hex()}, and the invitation is to "
+            f"{invitation.mesh_id.hex()}; name a new directory"
+        )
+    keep_invitation(directory, invitation)
+    return load_settings(directory)
 
 
 def absolute_source(data: str) -> str:

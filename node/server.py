@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,19 +18,17 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from shoal.node.admission import Admission
+from shoal.node.backend import Backend
 from shoal.node.bulk import chunks
 from shoal.node.bulk_wire import (
     DATA_BYTES_MAX,
-    Contact,
-    Description,
-    GenesisParts,
-    Holdings,
     Want,
     WantChunk,
     WantContacts,
     WantDelta,
     WantDeltaLog,
     WantDescription,
+    WantEpochs,
     WantGenesis,
     WantHoldings,
     make_contacts,
@@ -76,53 +74,6 @@ SERVER_OPTIONS = (
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
 )
 JOIN_OPTIONS = (("grpc.max_receive_message_length", NEWCOMER_BYTES_MAX), *SERVER_OPTIONS[1:])
-
-
-class Serving(Protocol):
-    """What the servicers ask of the checkpoints that a node keeps (node/holdings.py)."""
-
-    async def describe(self, height: int) -> Description | None:
-        """Return what the checkpoint of a height is (0: the newest whole one), or None."""
-
-    async def chunk(self, height: int, address: bytes) -> bytes | None:
-        """Return one chunk, or None."""
-
-    async def delta_log(self, height: int) -> Path | None:
-        """Return where a height's delta log lies, or None."""
-
-    async def held(self, height: int) -> tuple[Holdings, tuple[bytes, ...]] | None:
-        """Return which pieces of a height are here, and all its addresses, or None."""
-
-
-class Backend(Protocol):
-    """What the servicers ask of the node."""
-
-    mesh_id: bytes
-
-    @property
-    def holdings(self) -> Serving:
-        """The checkpoints that this node keeps."""
-
-    async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
-        """Return a delta that is held, or None."""
-
-    async def genesis(self) -> tuple[GenesisParts, bytes]:
-        """Return the genesis and its anchor."""
-
-    def contacts(self) -> list[Contact]:
-        """Return the members that this node can tell newcomers of."""
-
-    async def submit(self, operation: bytes) -> str:
-        """Hand a signed operation to the validators; returns "" or why not."""
-
-    def address_of(self, member: bytes) -> str:
-        """Return the address that the ledger has for a member, "" where it has none."""
-
-    def status(self) -> inspect_pb2.StatusReply:
-        """Return everything that there is to know about this node."""
-
-    def explain(self, number: int) -> inspect_pb2.ExplainReply:
-        """Return how the checkpoint of a round came about."""
 
 
 class _NotHereError(Exception):
@@ -238,6 +189,9 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
                 yield make_holdings(*_found(await holdings.held(height)))
             case WantContacts():
                 yield make_contacts(self._backend.contacts())
+            case WantEpochs():
+                for chunk in chunks(self._backend.epochs()):
+                    yield chunk
             case WantDeltaLog(height):
                 async for chunk in _stream(_found(await holdings.delta_log(height))):
                     yield chunk

@@ -191,6 +191,7 @@ def _gossip(state: NodeState) -> inspect_pb2.Gossip:
 def _consensus(state: NodeState) -> inspect_pb2.Consensus:
     replica = state.consensus.replica
     seen = replica.inspect()
+    me = replica.ledger.members.get(state.node_id)
     return inspect_pb2.Consensus(
         epoch=seen.epoch,
         view=seen.view,
@@ -203,6 +204,9 @@ def _consensus(state: NodeState) -> inspect_pb2.Consensus:
         members=len(replica.ledger.members),
         pending_operations=seen.pending,
         commit_seconds=_seconds_since(state.committed_at),
+        epoch_digest=replica.epochs.record(seen.epoch).digest.hex(),
+        invitation_floor=me.issued.floor if me is not None else 0,
+        may_validate=me is not None and me.may_validate,
     )
 
 

@@ -389,6 +389,9 @@ class Consensus(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     PENDING_OPERATIONS_FIELD_NUMBER: _builtins.int
     COMMIT_SECONDS_FIELD_NUMBER: _builtins.int
+    EPOCH_DIGEST_FIELD_NUMBER: _builtins.int
+    INVITATION_FLOOR_FIELD_NUMBER: _builtins.int
+    MAY_VALIDATE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     view: _builtins.int
     view_active: _builtins.bool
@@ -401,6 +404,12 @@ class Consensus(_message.Message):
     pending_operations: _builtins.int
     commit_seconds: _builtins.float
     """since a checkpoint was last committed; negative: none since it started"""
+    epoch_digest: _builtins.str
+    """hex; an invitation names it"""
+    invitation_floor: _builtins.int
+    """an invitation of this node needs a higher number"""
+    may_validate: _builtins.bool
+    """what this node was itself invited to"""
     def __init__(
         self,
         *,
@@ -415,10 +424,13 @@ class Consensus(_message.Message):
         members: _builtins.int = ...,
         pending_operations: _builtins.int = ...,
         commit_seconds: _builtins.float = ...,
+        epoch_digest: _builtins.str = ...,
+        invitation_floor: _builtins.int = ...,
+        may_validate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["byzantine_tolerance", b"byzantine_tolerance", "commit_seconds", b"commit_seconds", "epoch", b"epoch", "last_executed", b"last_executed", "low_watermark", b"low_watermark", "members", b"members", "pending_operations", b"pending_operations", "quorum", b"quorum", "validators", b"validators", "view", b"view", "view_active", b"view_active"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byzantine_tolerance", b"byzantine_tolerance", "commit_seconds", b"commit_seconds", "epoch", b"epoch", "epoch_digest", b"epoch_digest", "invitation_floor", b"invitation_floor", "last_executed", b"last_executed", "low_watermark", b"low_watermark", "may_validate", b"may_validate", "members", b"members", "pending_operations", b"pending_operations", "quorum", b"quorum", "validators", b"validators", "view", b"view", "view_active", b"view_active"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -377,6 +377,7 @@ class FetchRequest(_message.Message):
     DELTA_LOG_FIELD_NUMBER: _builtins.int
     HOLDINGS_FIELD_NUMBER: _builtins.int
     CONTACTS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.bytes
     """empty only when asking for the genesis"""
     describe: _builtins.int
@@ -395,6 +396,10 @@ class FetchRequest(_message.Message):
     def contacts(self) -> Global___Nothing:
         """itself, and the members that it has links to now"""
 
+    @_builtins.property
+    def epochs(self) -> Global___Nothing:
+        """the chain of epochs as far as it is known, as data; at most 4 MiB"""
+
     def __init__(
         self,
         *,
@@ -406,12 +411,13 @@ class FetchRequest(_message.Message):
         delta_log: _builtins.int = ...,
         holdings: _builtins.int = ...,
         contacts: Global___Nothing | None = ...,
+        epochs: Global___Nothing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "contacts", b"contacts", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "contacts", b"contacts", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "epochs", b"epochs", "genesis", b"genesis", "holdings", b"holdings", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "contacts", b"contacts", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "genesis", b"genesis", "holdings", b"holdings", "mesh_id", b"mesh_id", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "contacts", b"contacts", "delta", b"delta", "delta_log", b"delta_log", "describe", b"describe", "epochs", b"epochs", "genesis", b"genesis", "holdings", b"holdings", "mesh_id", b"mesh_id", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["delta", "genesis", "describe", "chunk", "delta_log", "holdings", "contacts"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["delta", "genesis", "describe", "chunk", "delta_log", "holdings", "contacts", "epochs"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -726,6 +732,7 @@ class JoinReply(_message.Message):
     accepted: _builtins.bool
     """handed to the validators; membership follows when it is ordered"""
     reason: _builtins.str
+    """a word of consensus/ or of node/door.py"""
     def __init__(
         self,
         *,

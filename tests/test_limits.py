@@ -19,7 +19,16 @@ UNITS = {"KiB": 1 << 10, "MiB": 1 << 20}
 # may be rounded, how often something is tried.
 READERS = {
     "compression": ("streams",),
-    "consensus": ("epochs", "evidence", "ledger", "messages", "pending", "quorum", "records"),
+    "consensus": (
+        "epochs",
+        "evidence",
+        "invitations",
+        "ledger",
+        "messages",
+        "pending",
+        "quorum",
+        "records",
+    ),
     "gossip": (
         "book",
         "delta",
@@ -39,6 +48,8 @@ READERS = {
         "consensus_driver",
         "genesis",
         "inspect_client",
+        "invitations",
+        "inviting",
         "lanes",
         "links",
         "look_back",

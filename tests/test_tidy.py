@@ -27,6 +27,7 @@ PROTO_USERS = {
     "node/wire.py",
     "node/liveness_wire.py",
     "node/server.py",
+    "node/backend.py",
     "node/bulk.py",
     "node/bulk_wire.py",
     "node/links.py",

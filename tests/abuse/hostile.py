@@ -12,6 +12,7 @@ import torch
 
 from shoal.compression.codec import encode
 from shoal.compression.select import select
+from shoal.consensus.epochs import join_links
 from shoal.gossip.delta import Delta, make_delta
 from shoal.node.bulk_wire import Contact, GenesisParts
 from shoal.node.config import load_settings
@@ -71,6 +72,9 @@ class Hostile:
 
     def contacts(self) -> list[Contact]:
         return []
+
+    def epochs(self) -> bytes:
+        return join_links(())
 
     async def submit(self, operation: bytes) -> str:
         del operation

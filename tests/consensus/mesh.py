@@ -7,7 +7,7 @@ some of them, fire a timer, or pull a node's plug and start it again from its ro
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from shoal.consensus.certificate import Certificate, certify
 from shoal.consensus.changes import Approve, Change, ChangeKind
@@ -27,7 +27,9 @@ from shoal.consensus.effects import (
     Submitted,
     TimerFired,
 )
-from shoal.consensus.ledger import Ledger, Member
+from shoal.consensus.invitations import MAX_INVITATION_USES, Invitation, InvitedRole
+from shoal.consensus.ledger import Ledger
+from shoal.consensus.members import Member
 from shoal.consensus.messages import Message, decode, encode
 from shoal.consensus.records import (
     Checkpoint,
@@ -196,7 +198,39 @@ class Mesh:
 
     # Things to send.
 
-    def join(self, name: str = "newcomer", *, time_ms: int = 1) -> bytes:
+    def invitation(
+        self,
+        by: int = 0,
+        *,
+        number: int = 1,
+        uses: int = MAX_INVITATION_USES,
+        role: InvitedRole = InvitedRole.VALIDATOR,
+        **changes: Any,
+    ) -> Invitation:
+        """The word of one of the mesh's own nodes, good for everybody unless told otherwise."""
+        unsigned = Invitation(
+            mesh_id=MESH_ID,
+            inviter=self.keys[by],
+            number=number,
+            uses=uses,
+            role=role,
+            epoch=0,
+            epoch_digest=self.genesis.epoch.digest,
+            expires_ms=2**63,
+            hint="genesis:2",
+        )
+        unsigned = replace(unsigned, **changes)
+        return replace(unsigned, signature=self.signers[by](unsigned.signed_bytes()))
+
+    def join(
+        self,
+        name: str = "newcomer",
+        *,
+        time_ms: int = 1,
+        invitation: Invitation | Literal["any"] | None = "any",
+        validates: bool = True,
+    ) -> bytes:
+        """A Join of somebody who is no node of the mesh, invited by node 0 if not otherwise."""
         public, sign = self.keyring.identity(name)
         unsigned = Join(
             member=public,
@@ -204,6 +238,8 @@ class Mesh:
             shard_tokens=7,
             share_permille=500,
             time_ms=time_ms,
+            validates=validates,
+            invitation=self.invitation() if invitation == "any" else invitation,
         )
         return operation_bytes(replace(unsigned, signature=sign(unsigned.signed_bytes(MESH_ID))))
 
@@ -213,8 +249,11 @@ class Mesh:
         signature = self.signers[index](unsigned.signed_bytes(MESH_ID))
         return operation_bytes(replace(unsigned, signature=signature))
 
-    def rejoin(self, index: int, *, time_ms: int, validates: bool = True) -> bytes:
-        """A Join of one of the mesh's own nodes."""
+    def rejoin(
+        self, index: int, *, time_ms: int, validates: bool = True, by: int | None = None
+    ) -> bytes:
+        """A Join of one of the mesh's own nodes, invited by another one of them."""
+        inviter = by if by is not None else int(index == 0)
         unsigned = Join(
             member=self.keys[index],
             address="moved:1",
@@ -222,6 +261,7 @@ class Mesh:
             share_permille=500,
             time_ms=time_ms,
             validates=validates,
+            invitation=self.invitation(inviter),
         )
         signature = self.signers[index](unsigned.signed_bytes(MESH_ID))
         return operation_bytes(replace(unsigned, signature=signature))

@@ -8,7 +8,8 @@ from shoal.consensus.certificate import Certificate
 from shoal.consensus.changes import Change, ChangeKind
 from shoal.consensus.effects import Received
 from shoal.consensus.epochs import EpochLink
-from shoal.consensus.ledger import Ledger, Member, ledger_digest
+from shoal.consensus.ledger import Ledger, ledger_digest
+from shoal.consensus.members import Member
 from shoal.consensus.messages import (
     CommitProof,
     Epochs,

@@ -38,7 +38,7 @@ def test_the_log_moves_on_past_many_windows() -> None:
 def test_slots_are_pipelined_up_to_the_next_stability_point() -> None:
     mesh = Mesh(4)
     for i in range(12):
-        mesh.submit(0, mesh.join(f"m{i}"))
+        mesh.submit(0, mesh.join(f"m{i}", invitation=mesh.invitation(i % 4)))
     proposals = [x for x in mesh.wire if isinstance(x.message, PrePrepare) and x.target == 1]
     assert len(proposals) == 4, "what executes there may end the epoch"
     mesh.deliver()
@@ -210,8 +210,11 @@ def test_a_request_is_bounded_per_origin_and_known_ones_are_not_queued_twice() -
         mesh.give(3, Request(mesh.join("greedy", time_ms=time_ms)))
     assert mesh.replicas[3].inspect().pending == 8
     assert mesh.refused(3)["queue-full"] == 6
-    mesh.give(3, Request(mesh.join("modest")))
-    assert mesh.replicas[3].inspect().pending == 9
+    mesh.give(3, Request(mesh.join("another of the same inviter")))
+    assert mesh.refused(3)["queue-full"] == 7, "who can be made up at will shares one share"
+    mesh.give(3, Request(mesh.join("modest", invitation=mesh.invitation(1))))
+    mesh.give(3, Request(mesh.leave(2)))
+    assert mesh.replicas[3].inspect().pending == 10
 
 
 def test_an_executed_operation_is_neither_queued_nor_proposed_again() -> None:

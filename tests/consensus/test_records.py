@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.consensus.errors import ConsensusError
+from shoal.consensus.invitations import Invitation
 from shoal.consensus.records import (
     MAX_CUT,
     MAX_OPERATION_BYTES,
@@ -24,6 +25,7 @@ from shoal.consensus.records import (
     parse_record,
 )
 from tests.consensus.mesh import Mesh
+from tests.consensus.test_invitations import invitations
 
 MESH = Mesh(4)
 ids = st.binary(min_size=32, max_size=32)
@@ -37,6 +39,7 @@ addresses = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_s
     shard_tokens=u64s,
     share_permille=st.integers(0, 1000),
     time_ms=u64s,
+    invitation=st.none() | invitations(),
     signature=st.binary(min_size=64, max_size=64),
 )
 def test_joins_and_leaves_come_back_as_they_went(
@@ -45,6 +48,7 @@ def test_joins_and_leaves_come_back_as_they_went(
     shard_tokens: int,
     share_permille: int,
     time_ms: int,
+    invitation: Invitation | None,
     signature: bytes,
 ) -> None:
     join = Join(
@@ -53,6 +57,7 @@ def test_joins_and_leaves_come_back_as_they_went(
         shard_tokens=shard_tokens,
         share_permille=share_permille,
         time_ms=time_ms,
+        invitation=invitation,
         signature=signature,
     )
     leave = Leave(member=member, time_ms=time_ms, signature=signature)
@@ -122,7 +127,9 @@ def test_the_largest_checkpoint_fits_into_an_operation() -> None:
 
 def test_addresses_are_printable_text() -> None:
     for address in (b"", b"\xff\xfe", b"a\nb"):
-        data = bytes([2]) + bytes(32) + bytes([len(address)]) + address + bytes(8 + 2 + 8 + 64)
+        data = (
+            bytes([2]) + bytes(32) + bytes([len(address)]) + address + bytes(8 + 2 + 8 + 1 + 1 + 64)
+        )
         with pytest.raises(ConsensusError, match="bad-address"):
             parse_operation(data)
 

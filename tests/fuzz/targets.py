@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz import consensus_targets, file_targets, wire_targets
+from tests.fuzz import consensus_targets, file_targets, token_target, wire_targets
 
 CRASHERS = Path(__file__).parent / "crashers"
 
@@ -33,6 +33,7 @@ TARGETS = {
     "epochs": Target(consensus_targets.epochs, consensus_targets.epochs_seeds),
     "ledger": Target(consensus_targets.ledger, consensus_targets.ledger_seeds),
     "operation": Target(consensus_targets.operation, consensus_targets.operation_seeds),
+    "token": Target(token_target.token, token_target.token_seeds, 2048),
     "manifest": Target(wire_targets.manifest, wire_targets.manifest_seeds, 1024),
     "delta": Target(wire_targets.delta, wire_targets.delta_seeds),
     "streams": Target(wire_targets.streams, wire_targets.streams_seeds),

@@ -74,6 +74,19 @@ class Process:
         return [line for line in parsed if line.get("event") == name]
 
 
+def invite(directory: Path, *words: str) -> str:
+    """The line that `shoal invite DIRECTORY` prints."""
+    done = subprocess.run(
+        command("invite", directory, *words),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    (line,) = done.stdout.splitlines()
+    return line
+
+
 def run_node(directory: Path, *extra: str) -> Process:
     """`shoal run DIRECTORY`."""
     return Process(directory, "run", directory, extra=extra)

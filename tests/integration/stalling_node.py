@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvloop
 
-from shoal.node.cli import parse_overrides
+from shoal.node.cli_options import parse_overrides
 from shoal.node.config import load_settings
 from shoal.node.daemon import run_node
 from shoal.node.log import configure_logging

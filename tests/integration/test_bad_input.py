@@ -11,7 +11,15 @@ import pytest
 
 from shoal.node.config import load_settings
 from shoal.node.identity import Identity
-from tests.integration.processes import command, materialised_height, run_node, wait_until
+from shoal.node.invitations import as_line
+from tests.integration.processes import (
+    command,
+    invite,
+    materialised_height,
+    run_node,
+    wait_until,
+)
+from tests.node.inviting import invitation_of_nobody
 from tests.node.mesh import found_mesh
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("bad-input")]
@@ -150,21 +158,36 @@ def test_an_unknown_model(tmp_path: Path) -> None:
 
 
 def test_joining_where_nobody_is_and_the_wrong_mesh(founded: Path, tmp_path: Path) -> None:
-    code, line = shoal("join", "127.0.0.1:1", "--dir", tmp_path / "a")
+    code, line = shoal("join", "127.0.0.1:1", "--dir", tmp_path / "a", "--insecure-first-use")
     assert code == 2
-    assert "--trust-id" in line and "--insecure-first-use" in line
-    code, line = shoal("join", "127.0.0.1:1", "--dir", tmp_path / "a", "--trust-id", "ab" * 32)
+    assert "shoal invite" in line
+    nobody = ("--token", as_line(invitation_of_nobody()))
+    code, line = shoal("join", *nobody, "--dir", tmp_path / "a")
     assert code == 3
-    assert "no node answers" in line
+    assert "no node answers at 127.0.0.1:1" in line
+    late = ("--token", as_line(invitation_of_nobody(expires_ms=1)))
+    code, line = shoal("join", *late, "--dir", tmp_path / "a")
+    assert code == 1
+    assert "good until 1970" in line and "shoal invite" in line
+    code, line = shoal("invite", founded)
+    assert code == 3
     process = run_node(founded, "train.enabled=false")
     try:
         places = load_settings(founded).node
         address = places.inspect_listen
         wait_until(lambda: materialised_height(address) >= 1, [process])
-        arguments = ("join", places.join_listen, "--dir", tmp_path / "b", "--mesh", "00" * 32)
-        code, line = shoal(
-            *arguments, "--trust-id", Identity.load(founded / "identity.key").node_id.hex()
-        )
+        code, line = shoal("invite", founded, "--ttl", "1y")
+        assert code == 2
+        assert "30m, 24h or 7d" in line
+        arguments = ("join", places.join_listen, "--dir", tmp_path / "b")
+        me = Identity.load(founded / "identity.key").node_id.hex()
+        code, line = shoal(*arguments, *nobody, "--trust-id", me)
+        assert code == 2
+        assert "wrong mesh" in line
+        code, line = shoal(*arguments, "--token", invite(founded)[:-9])
+        assert code == 2
+        assert "copy the whole line" in line
+        code, line = shoal(*arguments, "--token", invite(founded), "--mesh", "00" * 32)
         assert code == 2
         assert "wrong mesh" in line
         assert not (tmp_path / "b").exists()

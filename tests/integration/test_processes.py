@@ -1,5 +1,5 @@
 """The whole thing for real: four processes train and commit, one is killed with -9 and comes back,
-a fifth joins by address. One story, because starting processes is what takes the time."""
+a fifth joins by an invitation. One story, because starting processes is what takes the time."""
 
 import subprocess
 from pathlib import Path
@@ -9,11 +9,12 @@ import pytest
 
 from shoal.node.addresses import INSPECT_PORT_ABOVE, port_above
 from shoal.node.config import load_settings
-from shoal.node.identity import Identity
+from shoal.node.invitations import INVITATION_NAME
 from shoal.node.ports import free_address
 from tests.integration.processes import (
     Process,
     command,
+    invite,
     materialised_height,
     root_at,
     run_node,
@@ -72,14 +73,13 @@ def _a_fifth_joins(processes: list[Process], directory: Path, addresses: list[st
     listen = free_address()
     address = port_above(listen, INSPECT_PORT_ABOVE)
     contact = processes[0].directory
-    places, source = load_settings(contact).node, load_settings(contact).train.data
+    source = load_settings(contact).train.data
     processes.append(
         Process(
             directory,
             "join",
-            places.join_listen,
-            "--trust-id",
-            Identity.load(contact / "identity.key").node_id.hex(),
+            "--token",
+            invite(contact),
             "--dir",
             directory,
             "--listen",
@@ -94,6 +94,7 @@ def _a_fifth_joins(processes: list[Process], directory: Path, addresses: list[st
         return reply is not None and reply.role == "member" and reply.training.round >= 2
 
     wait_until(learned_together, processes)
+    assert not (directory / INVITATION_NAME).exists(), "it has served"
     everybody = [*addresses, address]
     target = materialised_height(addresses[0]) + 2
     wait_until(lambda: all(materialised_height(a) >= target for a in everybody), processes)

@@ -89,7 +89,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     locked = ("--passphrase-file", str(secret))
     assert main(["identity", "show", str(home)]) == 0
     shown = capsys.readouterr().out
-    assert node_id in shown and "--trust-id" in shown and "no backup" in shown
+    assert node_id in shown and "shoal invite" in shown and "no backup" in shown
     assert main(["identity", "export", str(home), str(copy), *locked]) == 0
     assert main(["identity", "import", str(copy), str(tmp_path / "new"), *locked]) == 0
     capsys.readouterr()

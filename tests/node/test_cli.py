@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from shoal.node import cli
+from shoal.node.cli_options import parse_overrides
 from shoal.node.errors import BAD_INPUT, DAMAGED, INTERNAL, INTERRUPTED, OK, UNREACHABLE, UserError
 from shoal.node.ports import free_ports
 from tests.node.fake_node import example_reply, fake_node
@@ -167,7 +168,7 @@ def test_a_wrong_setting_on_the_command_line_names_the_nearest(
 
 def test_values_of_set_are_toml_and_otherwise_text() -> None:
     given = ["train.batch=4", "train.enabled=false", "node.listen=127.0.0.1:1", "node.name=a=b"]
-    assert cli.parse_overrides(given) == {
+    assert parse_overrides(given) == {
         "train.batch": 4,
         "train.enabled": False,
         "node.listen": "127.0.0.1:1",

@@ -119,7 +119,7 @@ def test_a_mesh_that_is_kept_runs_until_it_is_stopped(
     try:
         assert asyncio.run(run_demo(plan)) == OK
         output = capsys.readouterr().out
-        assert "shoal join 127.0.0.1:" in output
+        assert f"shoal invite {plan.node_directories[0]}" in output
         assert "shoal demo --stop" in output
         assert not nobody_is_left(plan)
     finally:

@@ -102,7 +102,7 @@ def test_a_reason_names_the_probe_the_lateness_and_who_confirms() -> None:
 
 
 def test_places_of_dead_neighbours_are_filled() -> None:
-    from shoal.consensus.ledger import Member
+    from shoal.consensus.members import Member
 
     names = [index.to_bytes(32, "big") for index in range(40)]
     members = {name: Member(f"10.0.0.{int(name[-1])}:1", 1, 1000) for name in names}

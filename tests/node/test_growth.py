@@ -21,6 +21,7 @@ from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
 from tests.chaos.audit import audit
 from tests.node import mesh
+from tests.node.inviting import invitation_by
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until, until_rebuilt
 
 # Seven nodes share one event loop here, so they are given more time than as processes of their own.
@@ -60,7 +61,7 @@ async def join_as_validator(directory: Path, first: RunningNode) -> RunningNode:
         listen=free_address(),
         advertise="",
         data=first.settings.train.data,
-        mesh_id=first.node.mesh_id.hex(),
+        invitation=invitation_by(first),
         contact=first.id,
     )
     node = RunningNode(directory, load_settings(directory, WANTED))

@@ -25,6 +25,7 @@ from shoal.node.ports import free_address
 from shoal.node.presets import Preset
 from shoal.node.verify import verify_checkpoint
 from tests.node.certified import MESH, SCHEMA, CertifiedMesh, as_list
+from tests.node.inviting import invitation_by
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
 from tests.node.test_growth import leave, validators
 
@@ -70,7 +71,7 @@ async def join(directory: Path, first: RunningNode, **changes: Any) -> None:
         "listen": "127.0.0.1:7499",
         "advertise": "",
         "data": first.settings.train.data,
-        "mesh_id": first.node.mesh_id.hex(),
+        "invitation": invitation_by(first),
         "contact": first.id,
         "preset": Preset(mesh={}, settings={"gossip.degree": 5, "train.batch": 3}),
         "flags": {"train.batch": 2, "train.device": None},
@@ -192,7 +193,10 @@ def test_a_joiner_gets_in_though_its_contact_and_all_founders_are_gone(tmp_path:
             for number in (2, 3):
                 nodes.append(await joined(tmp_path / f"{number}", first))
                 await until(lambda n=number: validators(first) == n, nodes)  # type: ignore[misc]
-            late = await joined(tmp_path / "late", first, start=False)
+            # Not by the first one: an invitation goes when whoever signed it goes.
+            late = await joined(
+                tmp_path / "late", first, start=False, invitation=invitation_by(nodes[1])
+            )
             known = [f"{node.id.hex()}@{node.settings.node.listen}" for node in nodes]
             assert late.settings.node.peers[0] == known[0]
             assert sorted(late.settings.node.peers) == sorted(known)
@@ -216,8 +220,11 @@ def counts(node: RunningNode, seen_by: RunningNode) -> bool:
     return node.node.state.node_id in seen_by.model.parameters.members
 
 
-async def joined(directory: Path, first: RunningNode, *, start: bool = True) -> RunningNode:
-    await join(directory, first, listen=free_address(), preset=Preset(mesh={}, settings={}))
+async def joined(
+    directory: Path, first: RunningNode, *, start: bool = True, **changes: Any
+) -> RunningNode:
+    plain = Preset(mesh={}, settings={})
+    await join(directory, first, listen=free_address(), preset=plain, **changes)
     node = RunningNode(directory, load_settings(directory, WANTED))
     if start:
         await node.start()

@@ -23,6 +23,7 @@ from shoal.node.inspect_client import fetch_status
 from shoal.node.join import join_mesh
 from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
+from tests.node.inviting import invitation_by
 from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until, until_rebuilt
 
 
@@ -74,7 +75,7 @@ def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
                 listen=free_address(),
                 advertise="",
                 data=nodes[0].settings.train.data,
-                mesh_id=nodes[0].node.mesh_id.hex(),
+                invitation=invitation_by(nodes[0]),
                 contact=nodes[0].id,
             )
             fetched = verify_checkpoint(newest_checkpoint(fifth), nodes[0].node.mesh_id)

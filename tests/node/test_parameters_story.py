@@ -22,6 +22,7 @@ from shoal.node.membership import approval
 from shoal.node.operator import approve_parameters, mesh_parameters
 from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
+from tests.node.inviting import invitation_by
 from tests.node.mesh import QUICK, RunningNode, found_mesh, until, until_rebuilt
 
 KEPT = {**QUICK, "retention.keep_whole": 100}
@@ -117,7 +118,7 @@ async def joined(directory: Path, first: RunningNode) -> RunningNode:
         listen=free_address(),
         advertise="",
         data=first.settings.train.data,
-        mesh_id=first.node.mesh_id.hex(),
+        invitation=invitation_by(first),
         contact=first.id,
     )
     return await started(directory)

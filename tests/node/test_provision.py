@@ -8,6 +8,7 @@ import pytest
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
 from shoal.node.genesis import MeshParameters
+from shoal.node.invitations import as_line
 from shoal.node.ports import free_address, free_ports
 from shoal.node.presets import Preset
 from shoal.node.provision import (
@@ -16,15 +17,17 @@ from shoal.node.provision import (
     mesh_parameters,
     read_model_config,
 )
+from tests.node.inviting import invitation_of_nobody
 
 
-def join(directory: Path, address: str = "127.0.0.1:1", **changes: object) -> None:
+def join(directory: Path, address: str | None = "127.0.0.1:1", **changes: object) -> None:
     arguments: dict[str, object] = {
+        "token": as_line(invitation_of_nobody()),
         "mesh_id": None,
         "data": "builtin:0/1",
         "listen": None,
         "advertise": "",
-        "trust_id": "ab" * 32,
+        "trust_id": None,
         "first_use": False,
         "preset": None,
         "flags": {},
@@ -93,7 +96,7 @@ def test_a_mesh_has_its_preset_and_its_settings_in_every_node(tmp_path: Path) ->
 def test_a_node_does_not_join_twice(tmp_path: Path) -> None:
     (tmp_path / "node.toml").touch()
     with pytest.raises(UserError, match=f"shoal run {tmp_path}"):
-        join(tmp_path)
+        join(tmp_path, token=None)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +106,15 @@ def test_a_node_does_not_join_twice(tmp_path: Path) -> None:
         ({"listen": "127.0.0.1:65500"}, "no port 100 above 65500"),
         ({"flags": {"node.inspect": "0.0.0.0:7600"}}, "not encrypted"),
         ({"trust_id": "ab"}, "64 hexadecimal digits"),
-        ({"trust_id": None}, "insecure-first-use"),
-        ({"first_use": True}, "insecure-first-use"),
+        ({"trust_id": "ab" * 32, "first_use": True}, "not both"),
+        ({"trust_id": "ab" * 32, "address": None}, "say where that member answers"),
+        ({"token": None}, "say who invites this node"),
+        ({"token": as_line(invitation_of_nobody(hint="")), "address": None}, "names no address"),
+        ({"token": "shoal2.abc"}, "begins with shoal1"),
+        ({"token": as_line(invitation_of_nobody(expires_ms=1))}, "was good until 1970-01-01"),
         ({"advertise": "me"}, "not host:port"),
         ({"flags": {"train.bach": 4}}, "did you mean train.batch?"),
-        ({"mesh_id": "abc"}, "64 hexadecimal digits"),
+        ({"mesh_id": "abc"}, "wrong mesh: the invitation is to 0000"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(

@@ -7,6 +7,7 @@ from typing import Any
 from shoal.node.config import load_settings
 from shoal.node.join import join_mesh
 from shoal.node.ports import free_ports
+from tests.node.inviting import invitation_by
 from tests.node.mesh import QUICK, RunningNode, found_mesh, until
 
 RETENTION: dict[str, object] = {"retention.keep_every": 2, "retention.archived_max": 2}
@@ -74,7 +75,7 @@ def test_a_joiner_that_is_lied_to_by_its_contact_gets_the_model_from_the_others(
                 listen=f"127.0.0.1:{free_ports(1)[0]}",
                 advertise="",
                 data=liar.settings.train.data,
-                mesh_id=liar.node.mesh_id.hex(),
+                invitation=invitation_by(liar),
                 contact=liar.id,
             )
             joiner = RunningNode(fifth, load_settings(fifth, QUICK))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
 from shoal.consensus.changes import Approve, Change, ChangeKind
+from shoal.consensus.invitations import Invitation
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.records import Join, Leave, operation_bytes
 from tests.simulation.book import EpochBook
@@ -271,8 +272,15 @@ class Changes:
                 shard_tokens=1_000,
                 share_permille=500,
                 time_ms=wish.time_ms,
+                invitation=self._invitation(wish),
             )
         return operation_bytes(replace(said, signature=identity.sign(said.signed_bytes(mesh_id))))
+
+    def _invitation(self, wish: Wish) -> Invitation:
+        """One of the hosts asks the node back, which takes an invitation of its own each time."""
+        host = self.cluster.hosts[wish.node % len(self.cluster.hosts)]
+        nodes = len(self.cluster.keys)
+        return host.invite(self.cluster.mesh_id, wish.time_ms * nodes + wish.node)
 
     def _approval(self, change: Change, node: SimulatedNode, wish: Wish) -> bytes:
         assert node.replica is not None

@@ -8,11 +8,13 @@ import random
 from dataclasses import dataclass
 
 from shoal.consensus.attest import AttestorConfig
-from shoal.consensus.ledger import Ledger, Member
+from shoal.consensus.ledger import Ledger
+from shoal.consensus.members import Member
 from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.state import WINDOW_INTERVALS, Config
 from shoal.consensus.validators import Sign, Validators, Verify
-from tests.simulation.keys import Keyring, make_join
+from tests.simulation.guests import Inviter, make_guest, make_hosts, make_strays
+from tests.simulation.keys import Keyring
 from tests.simulation.plan import TIMEOUT_MS, Plan
 
 DECOYS = 3
@@ -43,7 +45,11 @@ class Cluster:
     rotten: frozenset[int]
     operations: tuple[Join, ...]
     burst: tuple[Join, ...]
-    # Valid operations that nobody asked for, for liars to propose.
+    # Members that run no node and never leave: what they sign is always good.
+    hosts: tuple[Inviter, ...]
+    # Joins that may come in, and more that must not.
+    strays: tuple[Join, ...]
+    # Well-formed operations that nobody asked for, for liars to propose.
     decoys: tuple[bytes, ...]
 
     @property
@@ -66,10 +72,14 @@ def build_cluster(plan: Plan, rng: random.Random) -> Cluster:
     keys = tuple(public for public, _ in pairs[: plan.validators])
     validators = Validators(mesh_id, 0, keys, plan.stability_interval)
     member = Member("genesis:1", 1000, 500)
+    hosts = make_hosts(keyring)
+    founders = [public for public, _ in pairs] + [host.public for host in hosts]
     genesis = Ledger.genesis(
-        mesh_id, [(public, member) for public, _ in pairs], keys, plan.stability_interval
+        mesh_id, [(public, member) for public in founders], keys, plan.stability_interval
     )
     faulty = rng.sample(range(plan.validators), len(plan.byzantine) + plan.rotten)
+    strays = make_strays(keyring, mesh_id, [Inviter(*pair) for pair in pairs], rng)
+    decoys = [make_guest(keyring, mesh_id, 1000 + i) for i in range(DECOYS)]
     return Cluster(
         mesh_id=mesh_id,
         validators=validators,
@@ -78,9 +88,11 @@ def build_cluster(plan: Plan, rng: random.Random) -> Cluster:
         verify=keyring.verify,
         liars=tuple(faulty[: len(plan.byzantine)]),
         rotten=frozenset(faulty[len(plan.byzantine) :]),
-        operations=tuple(make_join(keyring, mesh_id, i) for i in range(plan.operations)),
-        burst=tuple(make_join(keyring, mesh_id, 100 + i) for i in range(plan.burst)),
-        decoys=tuple(operation_bytes(make_join(keyring, mesh_id, 1000 + i)) for i in range(DECOYS)),
+        operations=tuple(make_guest(keyring, mesh_id, i) for i in range(plan.operations)),
+        burst=tuple(make_guest(keyring, mesh_id, 100 + i) for i in range(plan.burst)),
+        hosts=hosts,
+        strays=strays,
+        decoys=tuple(operation_bytes(join) for join in (*decoys, *strays)),
     )
 
 

@@ -5,7 +5,7 @@ are durable at that moment, the effects. It keeps one memory across all nodes an
 What is true of a replica's state as such is in replica_state.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from shoal.consensus.certificate import parse_certificate
 from shoal.consensus.effects import Decided, EpochStarted, Evidence, Restored
@@ -19,6 +19,7 @@ from tests.simulation import rows as durable
 from tests.simulation.book import EpochBook
 from tests.simulation.decoded import decode
 from tests.simulation.replica_state import StateChecker, Violation
+from tests.simulation.roll import Roll
 
 __all__ = ["Checker", "Violation"]
 
@@ -30,13 +31,21 @@ OF_THE_LOG = (VoteKind.PREPARE, VoteKind.COMMIT, VoteKind.STABLE)
 class Checker:
     """Remembers everything that was said and decided, and compares.
 
-    `keys` are the nodes' in the order of their numbers, `byzantine` the numbers of the liars.
+    `keys` are the nodes' in the order of their numbers, `byzantine` the numbers of the liars,
+    `founders` the members of the genesis.
     """
 
-    def __init__(self, book: EpochBook, keys: tuple[bytes, ...], byzantine: frozenset[int]) -> None:
+    def __init__(
+        self,
+        book: EpochBook,
+        keys: tuple[bytes, ...],
+        byzantine: frozenset[int],
+        founders: Iterable[bytes],
+    ) -> None:
         self.book = book
         self.keys = keys
         self.byzantine = byzantine
+        self.roll = Roll(founders, book.mesh_id, book.verify)
         self.state = StateChecker(book, self.problem_of)
         self._epochs: dict[int, int] = {}
         self._votes: dict[tuple[int, VoteKind, int, int, int], bytes] = {}
@@ -212,7 +221,9 @@ class Checker:
         self._position[node] = max(position, sequence)
         known = self._decided.setdefault(sequence, (digest, decided.result))
         self.require(known == (digest, decided.result), f"agreement broken at {sequence}")
-        if isinstance(decided.result, Executed) and decided.operation_bytes:
+        executed = isinstance(decided.result, Executed)
+        self.roll.follow(sequence, decided.operation, executed=executed)
+        if executed and decided.operation_bytes:
             first = self._executed_at.setdefault(digest, sequence)
             self.require(first == sequence, "an operation was executed twice")
         self._prove(decided.certificate.to_bytes())
@@ -248,6 +259,8 @@ class Checker:
         if core.executed != self._compared.get(node):
             self._compared[node] = core.executed
             self._same_ledger(core.executed, core.ledger.digest())
+            if core.executed == self.roll.sequence:
+                self.roll.require_same(core.ledger.members)
 
     def _same_ledger(self, sequence: int, digest: bytes) -> None:
         known = self._ledgers.setdefault(sequence, digest)

@@ -5,12 +5,10 @@ made it for this very message, and adversaries are only ever given the signers o
 """
 
 import hashlib
-from dataclasses import replace
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from shoal.consensus.records import Join
 from shoal.consensus.validators import Sign
 
 
@@ -51,16 +49,3 @@ class Keyring:
             return signature
 
         return sign
-
-
-def make_join(keyring: Keyring, mesh_id: bytes, number: int) -> Join:
-    """A valid Join of a member of its own for each number."""
-    public, sign = keyring.identity(f"joiner{number}")
-    unsigned = Join(
-        member=public,
-        address=f"host{number}:7400",
-        shard_tokens=10 + number,
-        share_permille=500,
-        time_ms=1 + number,
-    )
-    return replace(unsigned, signature=sign(unsigned.signed_bytes(mesh_id)))

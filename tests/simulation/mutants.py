@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
-from tests.simulation import mutations, mutations_epoch, mutations_view
+from tests.simulation import mutations, mutations_epoch, mutations_membership, mutations_view
 from tests.simulation.mutation import Mutant, mutated
 from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.runner import failure_of
@@ -23,6 +23,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *mutations.MUTANTS,
     *mutations_view.MUTANTS,
     *mutations_epoch.MUTANTS,
+    *mutations_membership.MUTANTS,
 )
 CAUSE_CHARACTERS = 60
 

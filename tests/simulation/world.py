@@ -73,7 +73,8 @@ class World:
             for index, behaviour in zip(self.cluster.liars, plan.byzantine, strict=True)
         }
         self.network = Network(plan, self.rng)
-        self.checker = Checker(self.book, self.cluster.keys, frozenset(liars))
+        founders = self.cluster.genesis.members
+        self.checker = Checker(self.book, self.cluster.keys, frozenset(liars), founders)
         self.driver = Driver(
             plan,
             self.cluster,
@@ -118,6 +119,9 @@ class World:
         for operation in self.operations:
             at_ms, index = rng.randint(0, plan.chaos_ms), rng.randrange(plan.nodes)
             self.work.at(at_ms, self._submit, operation, index)
+        for stray in self.cluster.strays:
+            at_ms, index = rng.randint(0, plan.chaos_ms), rng.randrange(plan.nodes)
+            self.work.at(at_ms, self._submit, stray, index)
         for every_ms, trouble in (
             (plan.partition_every_ms, self._partition),
             (plan.clog_every_ms, self._clog),
