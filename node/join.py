@@ -274,14 +274,16 @@ async def _acquaintances(stub: "MeshAsyncStub", mesh_id: bytes) -> list[Contact]
 
 def _is_sound(said: Contact) -> bool:
     """Whether a stranger's text may stand in node.toml."""
-    for address in (said.address, said.join_address):
-        if not _ADDRESS.fullmatch(address):
-            return False
-        try:
-            split_address(address)
-        except ValueError:
-            return False
-    return True
+    return is_sound_address(said.address) and is_sound_address(said.join_address)
+
+
+def is_sound_address(text: str) -> bool:
+    """Whether somebody else's words are host:port and nothing more."""
+    try:
+        split_address(text)
+    except ValueError:
+        return False
+    return _ADDRESS.fullmatch(text) is not None
 
 
 async def _fetch_newest(

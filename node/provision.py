@@ -105,20 +105,23 @@ def join_and_configure(
     that was named; NotAdmittedError for an invitation that has expired or is from another history;
     UnreachableError when nobody answers.
     """
-    from shoal.node.join import join_mesh
+    from shoal.node.join import is_sound_address, join_mesh
 
     is_node = (directory / CONFIG_NAME).exists()
     if is_node and token is None:
         raise UserError(f"{directory} is a node already; start it with: shoal run {directory}")
     invitation = _invitation(token, directory)
     contact = _who_must_answer(invitation, address, trust_id, first_use=first_use)
+    if address is None and not is_sound_address(invitation.hint):
+        raise UserError(
+            "the invitation names no address; say where a member takes newcomers: shoal join "
+            "ADDRESS --token LINE --dir DIR"
+        )
     address = address or invitation.hint
     try:
         split_address(address)
     except ValueError as error:
-        raise UserError(
-            f"the invitation names no address: {error}" if not address else str(error)
-        ) from None
+        raise UserError(str(error)) from None
     if mesh_id is not None and mesh_id.lower() != invitation.mesh_id.hex():
         raise UserError(
             f"wrong mesh: the invitation is to {invitation.mesh_id.hex()}, not to {mesh_id}; ask "

@@ -110,6 +110,7 @@ def test_a_node_does_not_join_twice(tmp_path: Path) -> None:
         ({"trust_id": "ab" * 32, "address": None}, "say where that member answers"),
         ({"token": None}, "say who invites this node"),
         ({"token": as_line(invitation_of_nobody(hint="")), "address": None}, "names no address"),
+        ({"token": as_line(invitation_of_nobody(hint="a,b:1")), "address": None}, "no address"),
         ({"token": "shoal2.abc"}, "begins with shoal1"),
         ({"token": as_line(invitation_of_nobody(expires_ms=1))}, "was good until 1970-01-01"),
         ({"advertise": "me"}, "not host:port"),
