@@ -14,6 +14,7 @@ from shoal.compression.codec import encode
 from shoal.compression.select import select
 from shoal.consensus.epochs import join_links
 from shoal.gossip.delta import Delta, make_delta
+from shoal.gossip.liveness import Kind, Message
 from shoal.node.bulk_wire import Contact, GenesisParts
 from shoal.node.config import load_settings
 from shoal.node.explain import ExplainReply
@@ -62,6 +63,9 @@ class Hostile:
     def _note(self, peer: bytes, message: LinkMessage) -> None:
         if isinstance(message, ConsensusMessages):
             self.heard += [(peer, data) for data in message.messages]
+        if isinstance(message, Message) and message.kind is Kind.PROBE and not message.member:
+            # Who seems dead is not asked for anything, and could not lie any more.
+            self.links.send(peer, Message(Kind.ACK, message.nonce))
 
     async def delta_blob(self, member: bytes, sequence: int, delta_id: bytes) -> bytes | None:
         del member, sequence

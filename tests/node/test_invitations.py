@@ -68,6 +68,8 @@ def test_the_longest_line_is_read() -> None:
         (LINE * 5, "too long"),
         ("shoal1." + " " * 100_000, "too long"),
     ],
+    # Not the lines: those are others each time.
+    ids=range(11),
 )
 def test_a_wrong_line_gets_one_clear_line(text: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected) as caught:
