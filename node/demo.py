@@ -24,6 +24,7 @@ import shoal
 from shoal.node.addresses import INSPECT_PORT_ABOVE
 from shoal.node.checkpoint_dirs import checkpoint_directories
 from shoal.node.demo_evaluation import evaluate, evaluation_progress
+from shoal.node.demo_join import NAME, join_one_more
 from shoal.node.demo_processes import claim_directory, log_tail, start_node, stop_nodes
 from shoal.node.demo_watch import Display, Settled, Watched, all_answer, follow, watch_until
 from shoal.node.errors import INTERNAL, OK, UserError
@@ -48,7 +49,7 @@ MARKER = "demo.marker"
 REPORT = "report.json"
 SCRATCH = "evaluation"
 # What a demo writes beside the marker, and therefore what the next one takes away.
-OURS = ("node*", SCRATCH, REPORT)
+OURS = ("node*", NAME, SCRATCH, REPORT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,10 @@ class Run:
 
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    # As the four had it before one more came: the newest height of each, and its anchor's SHA-256.
+    heights: list[int] = field(default_factory=list)
+    anchor_files: tuple[str, ...] = ()
+    join_seconds: float | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -100,7 +105,8 @@ async def run_demo(plan: DemoPlan) -> int:
         losses, sample = await _measure(plan, console, run)
     outcome = Outcome(
         replies=tuple(each.reply for each in watched if each.reply is not None),
-        anchor_files=tuple(map(_anchor_digest, plan.node_directories)),
+        anchor_files=run.anchor_files,
+        join_seconds=run.join_seconds,
         rounds_planned=plan.rounds,
         losses=losses,
         sample=sample,
@@ -173,6 +179,10 @@ async def _train(
                         show=show,
                         what="training",
                     )
+            _look_at_disks(plan, run)
+            if not problem:
+                with run.phase("join"):
+                    problem = await _join(plan, console, run)
     if problem:
         run.problems.append(problem)
     for each in watched:
@@ -184,6 +194,24 @@ async def _train(
             for line in log_tail(each.node.directory, lines=LOG_LINES_SHOWN):
                 console.print(f"  {line}", markup=False)
     return watched
+
+
+def _look_at_disks(plan: DemoPlan, run: Run) -> None:
+    run.heights = [max(checkpoint_directories(node), default=0) for node in plan.node_directories]
+    run.anchor_files = tuple(map(_anchor_digest, plan.node_directories))
+
+
+async def _join(plan: DemoPlan, console: Console, run: Run) -> str:
+    """One more node joins; returns what went wrong, or nothing."""
+    directory = plan.directory / NAME
+    try:
+        run.join_seconds = await join_one_more(plan.node_directories[0], directory)
+    except UserError as error:
+        console.print(f"the last lines of {directory}/node.log:")
+        for line in log_tail(directory, lines=LOG_LINES_SHOWN):
+            console.print(f"  {line}", markup=False)
+        return str(error)
+    return ""
 
 
 @asynccontextmanager
@@ -204,11 +232,11 @@ async def _running(plan: DemoPlan, addresses: Sequence[str]) -> AsyncIterator[li
 
 async def _measure(plan: DemoPlan, console: Console, run: Run) -> tuple[Losses | None, str]:
     """The losses and a sample; a failure becomes a problem of the run."""
-    heights = [max(checkpoint_directories(node), default=0) for node in plan.node_directories]
-    if not max(heights):
+    newest = max(run.heights, default=0)
+    if not newest:
         run.problems.append("no checkpoint was committed")
         return None, ""
-    holder = plan.node_directories[heights.index(max(heights))]
+    holder = plan.node_directories[run.heights.index(newest)]
     scratch = plan.directory / SCRATCH
     title = "each shard alone, to compare"
     following = asyncio.create_task(
@@ -217,7 +245,7 @@ async def _measure(plan: DemoPlan, console: Console, run: Run) -> tuple[Losses |
     try:
         return await evaluate(
             nodes=plan.node_directories,
-            checkpoint=checkpoint_directories(holder)[max(heights)],
+            checkpoint=checkpoint_directories(holder)[newest],
             scratch=scratch,
             rounds=plan.rounds,
         )

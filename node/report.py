@@ -44,6 +44,8 @@ class Outcome:
     # SHA-256 of the anchor of the last checkpoint, read from each node's disk; "" where missing.
     anchor_files: tuple[str, ...]
     rounds_planned: int
+    # From the start of `shoal join` to the newcomer's first delta; None where it made none.
+    join_seconds: float | None
     losses: Losses | None
     sample: str
     seconds_by_phase: Mapping[str, float]
@@ -64,6 +66,7 @@ def build_report(outcome: Outcome) -> dict[str, Any]:
         "local_steps": newest.training.local_steps if newest else 0,
         "seconds": round(sum(outcome.seconds_by_phase.values()), 1),
         "seconds_by_phase": {k: round(v, 1) for k, v in outcome.seconds_by_phase.items()},
+        "join_seconds": _rounded(outcome.join_seconds),
         "params": newest.training.parameters if newest else 0,
         "mesh_id": newest.mesh_id if newest else "",
         "quorum": newest.consensus.quorum if newest else 0,
@@ -166,6 +169,10 @@ def _summary(report: Mapping[str, Any]) -> RenderableType:
     grid.add_row("nodes", f"{report['nodes']}, each {report['rounds']} rounds = {steps} steps")
     grid.add_row("model", f"{report['params']:,} parameters")
     grid.add_row("time", f"{report['seconds']:.0f} s: {_phases(report)}")
+    if report["join_seconds"] is not None:
+        grid.add_row(
+            "a newcomer", f"{report['join_seconds']:.1f} s from `shoal join` to its first delta"
+        )
     grid.add_row("anchors equal", "yes, bit for bit" if report["anchors_equal"] else "NO")
     grid.add_row(
         "sent per node",
@@ -238,6 +245,10 @@ def _checkpoint(each: CheckpointReply) -> dict[str, Any]:
 
 def _height(reply: StatusReply) -> int:
     return max((each.height for each in reply.checkpoints), default=0)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return round(seconds, 2) if seconds is not None else None
 
 
 def _finite(value: float) -> float | None:

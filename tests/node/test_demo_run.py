@@ -55,7 +55,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         monkeypatch.setattr(demo, "_make_mesh", make_mesh)
         monkeypatch.setattr(demo, "start_node", start)
+
+        async def join(contact: Path, directory: Path) -> float:
+            del contact, directory
+            return 8.5
+
         monkeypatch.setattr(demo, "evaluate", evaluate)
+        monkeypatch.setattr(demo, "join_one_more", join)
 
     return install
 
@@ -73,9 +79,10 @@ def test_a_good_run_exits_with_0_and_leaves_a_report_and_no_process(
     report = json.loads((plan.directory / "report.json").read_text())
     assert report["rounds"] == 24
     assert report["anchors_equal"] is True
-    assert report["seconds_by_phase"].keys() == {"mesh", "start", "training", "evaluation"}
+    assert report["seconds_by_phase"].keys() == {"mesh", "start", "training", "join", "evaluation"}
     assert nobody_is_left(plan)
-    assert "bit for bit" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "bit for bit" in output and "8.5 s from `shoal join`" in output
 
 
 def test_a_demo_runs_again_over_the_one_before(

@@ -30,6 +30,7 @@ def good_outcome(**changes: Any) -> Outcome:
         replies=tuple(finished_node(index) for index in range(4)),
         anchor_files=("aa",) * 4,
         rounds_planned=24,
+        join_seconds=8.31,
         losses=Losses(mesh=2.1, solo=(2.5, 2.4, 2.6, 2.45), start=5.545),
         sample="The import statement",
         seconds_by_phase={"training": 60.04, "evaluation": 40.0},
@@ -51,6 +52,7 @@ def test_the_report_has_the_form_that_programs_expect() -> None:
     assert report["nodes"] == 4
     assert report["rounds"] == 24
     assert report["seconds"] == 100.0
+    assert report["join_seconds"] == 8.31
     assert report["params"] == 820_000
     assert report["anchors_equal"] is True
     first = report["checkpoints"][0]
