@@ -14,8 +14,9 @@ from shoal.consensus.records import Join
 from shoal.consensus.validators import Sign
 from tests.simulation.keys import Keyring
 
-# Enough that the shares of the queue that belong to each of them hold a burst of newcomers.
-HOSTS = 4
+# Enough that the shares of the queue that belong to each of them hold the newcomers of any plan, of
+# whom a regression has forty.
+HOSTS = 8
 STRAY = 2_000
 # About when nodes join again (changes.py), so that some of these are void then and some are not.
 ISSUED_MS = 1_000_000
