@@ -5,7 +5,7 @@
 TARGET `all` takes them one after the other, a process each, and ends with the first finding.
 
 The corpus grows in runs/fuzz/TARGET and is used again the next time. An input that raises what it
-must not, takes more than ten seconds or 2 GiB ends the run with a non-zero exit code and lies in
+must not, takes more than a minute or 2 GiB ends the run with a non-zero exit code and lies in
 runs/fuzz/crashes; once the fault is fixed it moves to tests/fuzz/crashers/TARGET, where the tests
 try it for ever.
 """
@@ -44,7 +44,7 @@ def main() -> None:
     options = {
         "max_total_time": round(60 * given.minutes),
         "max_len": target.bytes_max,
-        "timeout": 10,
+        "timeout": 60,
         "rss_limit_mb": 2048,
         "print_final_stats": 1,
         "artifact_prefix": f"{CORPUS}/crashes/{given.target}-",
