@@ -17,11 +17,23 @@ PROBLEMS = 6
 INTERRUPTED = 130
 
 
+# The end of a message says what to do, so a long one loses its middle.
+MESSAGE_MAX = 1200
+
+
+def one_line(text: str) -> str:
+    """Text that may quote a file, or another machine, as one line that a terminal only shows."""
+    shown = "".join(each if each.isprintable() else " " for each in text)
+    if len(shown) <= MESSAGE_MAX:
+        return shown
+    return f"{shown[: MESSAGE_MAX // 2]} ... {shown[-MESSAGE_MAX // 2 :]}"
+
+
 class UserError(Exception):
     """Something the user can put right; the message says what is wrong and what to do."""
 
     def __init__(self, message: str, exit_code: int = BAD_INPUT) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.exit_code = exit_code
 
 
