@@ -304,16 +304,16 @@ class Node:
         await self._evaluation.close()
 
     async def _take_part(self, trainer: TrainerProcess | None) -> None:
-        """Join and train, once it is known how much text there is to train on."""
+        """Join once it is known how much text there is to train on, and train."""
         async with asyncio.TaskGroup() as group:
             if trainer is not None:
-                await trainer.started()
-                self.state.device = str(trainer.ready["device"])
-                self.state.shard_tokens = int(trainer.ready["shard_tokens"])
+                self.state.shard_tokens = await trainer.shard_tokens()
                 group.create_task(self._train(trainer))
             group.create_task(self._make_membership().run())
 
     async def _train(self, trainer: TrainerProcess) -> None:
+        await trainer.started()
+        self.state.device = str(trainer.ready["device"])
         self._trainer = trainer
         self._rounds = RoundLoop(
             identity=self._identity,

@@ -95,18 +95,25 @@ class TrainerProcess:
             {"cmd": "configure", **configuration, "memory_fd": self.memory.descriptor},
         )
 
-    async def started(self) -> None:
-        """Wait, once, until the child has built its model and read its data.
+    async def shard_tokens(self) -> int:
+        """Wait, once, until the child has read its text; returns how much of it there is.
 
         Raises UserError with the child's own line where the configuration or the data is wrong.
         """
+        return int((await self._expect("text"))["shard_tokens"])
+
+    async def started(self) -> None:
+        """Wait, once and after that, until the child has built its model; raises UserError."""
+        self.ready = await self._expect("ready")
+        self._reader = asyncio.create_task(self._read_events(), name="trainer-events")
+
+    async def _expect(self, kind: str) -> dict[str, Any]:
         event = await self._read_event()
-        if event is None or event.get("event") != "ready":
+        if event is None or event.get("event") != kind:
             message = (event or {}).get("message", "the training process ended at once")
             await self.stop()
             raise UserError(f"training cannot start: {message}")
-        self.ready = event
-        self._reader = asyncio.create_task(self._read_events(), name="trainer-events")
+        return event
 
     def order_round(
         self,

@@ -12,17 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
-from shoal.training.data import load
+from shoal.training.data import Corpus, load
 from shoal.training.device import pick_device
 from shoal.training.errors import TrainingError
 from shoal.training.evaluate import held_out_loss
 from shoal.training.local_steps import LocalTrainer, Schedule
 from shoal.training.model import FlatModel, build_model
-from shoal.training.tokenizer import Tokens, load_tokenizer
+from shoal.training.tokenizer import Tokenizer, Tokens, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,19 +115,39 @@ class RoundReport:
     seconds: float
 
 
+class Material(NamedTuple):
+    """What a session learns from."""
+
+    tokenizer: Tokenizer
+    corpus: Corpus
+
+    @property
+    def shard_tokens(self) -> int:
+        """How many tokens there are to train on."""
+        return len(self.corpus.train)
+
+
+def read_material(config: SessionConfig) -> Material:
+    """Read the tokenizer and the text, which needs no model; raises TrainingError."""
+    tokenizer = load_tokenizer(None if config.tokenizer is None else Path(config.tokenizer))
+    return Material(tokenizer, load(config.data, tokenizer))
+
+
 class TrainingSession:
     """Model, text and optimiser of one node, and the two points x and base."""
 
     def __init__(
-        self, config: SessionConfig, clock: Callable[[], float] = time.perf_counter
+        self,
+        config: SessionConfig,
+        material: Material | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """material: what `read_material` gave; read here where it is None."""
         self._config = config
         self._clock = clock
         device = pick_device(config.device)
-        tokenizer = load_tokenizer(None if config.tokenizer is None else Path(config.tokenizer))
-        self._corpus = load(config.data, tokenizer)
+        self.tokenizer, self._corpus = material or read_material(config)
         self.model = FlatModel(build_model(config.model, config.seed), device)
-        self.tokenizer = tokenizer
         self._require_fit()
         # Dropout, where the model has any, draws from torch's own state.
         torch.manual_seed(config.seed)
@@ -160,11 +180,6 @@ class TrainingSession:
     def parameters(self) -> int:
         """P: how many values a vector of weights has."""
         return self.model.size
-
-    @property
-    def shard_tokens(self) -> int:
-        """How many tokens there are to train on."""
-        return len(self._corpus.train)
 
     def rebase(self, weights: torch.Tensor, newer: Sequence[torch.Tensor] = ()) -> None:
         """Move to a new starting point: x becomes base' + (x - base), and base becomes base'.

@@ -174,9 +174,11 @@ def main() -> NoReturn:
 
 def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
     configuration = inbox.first()
+    loading = None
     if configuration.get("cmd") == "prepare":
         limit_threads(configuration["threads"])
-        _load()
+        loading = threading.Thread(target=_load, name="loading", daemon=True)
+        loading.start()
         configuration = inbox.first()
     if configuration.pop("cmd", None) != "configure" or "memory_fd" not in configuration:
         raise AssertionError("the first command must be configure, with a memory_fd")
@@ -186,10 +188,15 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
     # Only now: OpenMP reads its number of threads when torch is loaded.
     import torch
 
-    from shoal.training.session import SessionConfig, TrainingSession
+    from shoal.training.session import SessionConfig, TrainingSession, read_material
 
     config = SessionConfig.from_json(configuration)
-    session = TrainingSession(config)
+    material = read_material(config)
+    # The node needs to know this before it can ask to be let in; the model takes seconds more.
+    outbox.send("text", shard_tokens=material.shard_tokens)
+    if loading is not None:
+        loading.join()
+    session = TrainingSession(config, material)
     slots = map_slots(memory, session.parameters)
     # The start is over; from here on the node and everybody else come first.
     os.nice(config.nice)
@@ -197,7 +204,6 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
         "ready",
         params=session.parameters,
         device=str(session.model.device),
-        shard_tokens=session.shard_tokens,
         torch=torch.__version__,
     )
     Worker(session, slots, inbox, outbox).run()
@@ -205,12 +211,13 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
 
 def _load() -> None:
     """Import what takes seconds, before it is known what to train."""
+    import shoal.training.session  # noqa: F401, I001 - first: the text needs no more than this
+
     import transformers
 
-    import shoal.training.session  # noqa: F401
-
-    # It loads its parts when they are asked for.
-    _ = transformers.AutoModelForCausalLM
+    # It loads its parts when they are asked for; these every model needs.
+    for part in ("AutoModelForCausalLM", "GenerationMixin", "PreTrainedModel"):
+        getattr(transformers, part)
 
 
 def map_slots(descriptor: int, parameters: int) -> "list[torch.Tensor]":

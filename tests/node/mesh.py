@@ -69,12 +69,15 @@ class MadeUpTraining:
     """Stands in for the training process: every round is a random step, made at once."""
 
     def __init__(self, parameters: int, seed: int) -> None:
-        self.ready = {"device": "none", "shard_tokens": 1000}
+        self.ready = {"device": "none"}
         self._slots = [torch.zeros(parameters) for _ in range(4)]
         self._random = torch.Generator().manual_seed(seed)
         self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
         self._free_at = 0.0
         self.schedule: Mapping[str, float] | None = None
+
+    async def shard_tokens(self) -> int:
+        return 1000
 
     async def started(self) -> None:
         return None

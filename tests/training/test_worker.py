@@ -35,8 +35,8 @@ child = subprocess.Popen(
 for command in commands:
     child.stdin.write(json.dumps(command).encode() + b"\\n")
 child.stdin.flush()
-events = [json.loads(child.stdout.readline())["event"] for _ in range(2)]
-assert events == ["ready", "rebased"], events
+events = [json.loads(child.stdout.readline())["event"] for _ in range(3)]
+assert events == ["text", "ready", "rebased"], events
 print(child.pid, flush=True)
 sys.stdin.read()
 """
@@ -160,7 +160,7 @@ def test_what_takes_long_to_load_can_be_loaded_before_it_is_known_what_to_train(
     try:
         worker.send("prepare", threads=1)
         ready = worker.configure(tiny_settings())
-        assert ready["event"] == "ready" and ready["shard_tokens"] > 0
+        assert ready["event"] == "ready" and worker.shard_tokens > 0
     finally:
         worker.close()
     worker = WorkerProcess(8)

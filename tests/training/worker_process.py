@@ -61,6 +61,8 @@ class WorkerProcess:
 
     def __init__(self, values: int) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        # What it said of its text.
+        self.shard_tokens = 0
         self._file.truncate(SLOTS * values * 4)
         self._memory = mmap.mmap(self._file.fileno(), 0)
         self.slots = np.frombuffer(self._memory, dtype=np.float32).reshape(SLOTS, values)
@@ -73,9 +75,13 @@ class WorkerProcess:
         )
 
     def configure(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Send the settings; returns the first event."""
+        """Send the settings; returns the event that says whether it is ready."""
         self.send("configure", **settings, memory_fd=self._file.fileno())
-        return self.event()
+        event = self.event()
+        if event["event"] == "text":
+            self.shard_tokens = int(event["shard_tokens"])
+            event = self.event()
+        return event
 
     def send(self, command: str, **values: Any) -> None:
         """Send one command."""
