@@ -80,8 +80,11 @@ def join(
 
     Example: shoal join --token shoal1.AAAA... --dir runs/fifth --data my-texts/
     """
-    from shoal.node.provision import join_and_configure, planned_settings
     from shoal.node.trainer_child import training_child
+    from shoal.training.process import loading
+
+    with loading():
+        from shoal.node.provision import join_and_configure, planned_settings
 
     flags = {"train.device": device, **parse_overrides(settings)}
     train = planned_settings(preset, flags).train

@@ -86,11 +86,11 @@ class TrainerProcess:
 
     async def start(self, configuration: Mapping[str, Any]) -> None:
         """Tell the child what to train; it is not ready yet when this returns."""
-        loop, process = asyncio.get_running_loop(), self._child.process
+        loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(self._events), process.stdout
+            lambda: asyncio.StreamReaderProtocol(self._events), self._child.events
         )
-        self._commands, _ = await loop.connect_write_pipe(asyncio.Protocol, process.stdin)
+        self._commands, _ = await loop.connect_write_pipe(asyncio.Protocol, self._child.commands)
         self._send(
             {"cmd": "configure", **configuration, "memory_fd": self.memory.descriptor},
         )

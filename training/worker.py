@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoal.training.errors import TrainingError
-from shoal.training.process import limit_threads
+from shoal.training.process import limit_threads, loading
 
 if TYPE_CHECKING:
     import torch
@@ -185,8 +185,11 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
     memory = int(configuration.pop("memory_fd"))
     limit_threads(configuration.get("threads", 1))
 
-    # Only now: OpenMP reads its number of threads when torch is loaded.
+    # Only now: OpenMP reads its number of threads when torch is loaded. A node that has forked this
+    # process may have loaded it before.
     import torch
+
+    torch.set_num_threads(int(configuration.get("threads", 1)))
 
     from shoal.training.session import SessionConfig, TrainingSession, read_material
 
@@ -211,13 +214,14 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
 
 def _load() -> None:
     """Import what takes seconds, before it is known what to train."""
-    import shoal.training.session  # noqa: F401, I001 - first: the text needs no more than this
+    with loading():
+        # First: the text needs no more than this.
+        import shoal.training.session  # noqa: F401, I001
+        import transformers
 
-    import transformers
-
-    # It loads its parts when they are asked for; these every model needs.
-    for part in ("AutoModelForCausalLM", "GenerationMixin", "PreTrainedModel"):
-        getattr(transformers, part)
+        # It loads its parts when they are asked for; these every model needs.
+        for part in ("AutoModelForCausalLM", "GenerationMixin", "PreTrainedModel"):
+            getattr(transformers, part)
 
 
 def map_slots(descriptor: int, parameters: int) -> "list[torch.Tensor]":

@@ -5,31 +5,35 @@ import sys
 import time
 from pathlib import Path
 
-import uvloop
-
 from shoal.node.cli_options import parse_overrides
-from shoal.node.config import load_settings
-from shoal.node.daemon import run_node
-from shoal.node.log import configure_logging
-from shoal.node.trainer_child import training_child
+from shoal.node.config import Settings, load_settings
+from shoal.node.trainer_child import TrainerChild, training_child
 from tests.integration.processes import QUICK
 
 
-async def _run(directory: Path, seconds: float, every_s: float, extra: list[str]) -> int:
-    loop = asyncio.get_running_loop()
+def _run(settings: Settings, child: TrainerChild | None, seconds: float, every_s: float) -> int:
+    # After the fork, as the command does it.
+    import uvloop
 
-    def block() -> None:
+    from shoal.node.daemon import run_node
+    from shoal.node.log import configure_logging
+
+    async def work() -> int:
+        loop = asyncio.get_running_loop()
+
+        def block() -> None:
+            loop.call_later(every_s, block)
+            time.sleep(seconds)
+
         loop.call_later(every_s, block)
-        time.sleep(seconds)
-
-    loop.call_later(every_s, block)
-    overrides = parse_overrides([*QUICK, *extra])
-    settings = load_settings(directory, overrides)
-    configure_logging(level="info", output_format="json", node=settings.node.name)
-    with training_child(settings.train) as child:
         return await run_node(settings, child)
+
+    configure_logging(level="info", output_format="json", node=settings.node.name)
+    return uvloop.run(work())
 
 
 if __name__ == "__main__":
-    where, blocked, period, *settings = sys.argv[1:]
-    sys.exit(uvloop.run(_run(Path(where), float(blocked), float(period), settings)))
+    where, blocked, period, *extra = sys.argv[1:]
+    wanted = load_settings(Path(where), parse_overrides([*QUICK, *extra]))
+    with training_child(wanted.train) as started:
+        sys.exit(_run(wanted, started, float(blocked), float(period)))
