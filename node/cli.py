@@ -29,7 +29,7 @@ from shoal.node import (
     proof_commands,
 )
 from shoal.node.addresses import DEFAULT_INSPECT
-from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, parse_overrides
+from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, Target, parse_overrides
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 
@@ -46,9 +46,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Target = Annotated[
-    str, typer.Argument(help="a node's directory, or the host:port where it can be inspected")
-]
 Listen = Annotated[str | None, typer.Option(help="host:port to serve on")]
 
 

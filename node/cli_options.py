@@ -10,6 +10,9 @@ import typer
 
 from shoal.node.errors import UserError
 
+Target = Annotated[
+    str, typer.Argument(help="a node's directory, or the host:port where it can be inspected")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="a setting, like train.batch=4")

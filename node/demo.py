@@ -190,10 +190,14 @@ async def _train(
             how = each.death and f"died with {each.death}"
             failed = each.reply is not None and f"training {each.reply.training.state}"
             run.problems.append(f"{each.node.name}: {how or failed or 'never answered'}")
-            console.print(f"the last lines of {each.node.directory}/node.log:")
-            for line in log_tail(each.node.directory, lines=LOG_LINES_SHOWN):
-                console.print(f"  {line}", markup=False)
+            _show_last_words(each.node.directory, console)
     return watched
+
+
+def _show_last_words(node: Path, console: Console) -> None:
+    console.print(f"the last lines of {node}/node.log:")
+    for line in log_tail(node, lines=LOG_LINES_SHOWN):
+        console.print(f"  {line}", markup=False)
 
 
 def _look_at_disks(plan: DemoPlan, run: Run) -> None:
@@ -207,9 +211,7 @@ async def _join(plan: DemoPlan, console: Console, run: Run) -> str:
     try:
         run.join_seconds = await join_one_more(plan.node_directories[0], directory)
     except UserError as error:
-        console.print(f"the last lines of {directory}/node.log:")
-        for line in log_tail(directory, lines=LOG_LINES_SHOWN):
-            console.print(f"  {line}", markup=False)
+        _show_last_words(directory, console)
         return str(error)
     return ""
 

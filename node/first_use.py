@@ -7,8 +7,8 @@ import socket
 import ssl
 
 from shoal.node.addresses import split_address
-from shoal.node.certificates import read_leaf
 from shoal.node.errors import PeerError, UnreachableError
+from shoal.node.look import read_shown, unpinned_context
 
 
 def who_answers(address: str, timeout_s: float) -> bytes:
@@ -16,14 +16,10 @@ def who_answers(address: str, timeout_s: float) -> bytes:
 
     Blocks for up to `timeout_s`, so it is for a thread. Nothing is sent but the handshake.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
     try:
         with (
             socket.create_connection(split_address(address), timeout=timeout_s) as connection,
-            context.wrap_socket(connection) as secured,
+            unpinned_context().wrap_socket(connection) as secured,
         ):
             shown = secured.getpeercert(binary_form=True)
     except OSError as error:
@@ -33,6 +29,6 @@ def who_answers(address: str, timeout_s: float) -> bytes:
             f"no node answers at {address} ({kind}); check the address and that the node is running"
         ) from None
     try:
-        return read_leaf(ssl.DER_cert_to_PEM_cert(shown or b"").encode()).node_id
+        return read_shown(shown).node_id
     except PeerError as error:
         raise UnreachableError(f"what answers at {address} is not a node: {error}") from None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from shoal.consensus.quorum import faults
 from shoal.gossip.placement import copies
 from shoal.node import bulk
 from shoal.node.certificates import issue_leaf
@@ -89,17 +90,10 @@ def estate_of(
     holdings: Holdings, heights: Collection[int], *, others: Mapping[bytes, str], validators: int
 ) -> Estate:
     """Look at what lies on this node's disk of these heights (blocks)."""
-    pieces: set[Piece] = set()
-    manifests = {}
-    for height in heights:
-        directory = holdings.archived(height)
-        described = directory.description()
-        if described is not None:
-            manifests[height] = described.addresses
-            pieces |= {Piece(height, address) for address in directory.addresses()}
-            if directory.delta_log.is_file():
-                pieces.add(Piece(height, DELTA_LOG))
-    return Estate(frozenset(pieces), manifests, others, copies((validators - 1) // 3))
+    manifests, held = holdings.pieces(heights)
+    # What is not known to be of a height nobody can be asked for.
+    pieces = frozenset(piece for piece in held if piece.height in manifests)
+    return Estate(pieces, manifests, others, copies(faults(validators)))
 
 
 async def hand_over(

@@ -173,9 +173,14 @@ class Holdings:
     def mark(self, newest: int, me: bytes, members: Collection[bytes], r: int) -> Plan:
         """Plan what of the archive to keep, drop, want and hand over."""
         retained = self.retained(newest)
-        manifests = {}
-        held = set()
-        for height in {*self.archived_heights(), *retained}:
+        manifests, held = self.pieces({*self.archived_heights(), *retained})
+        pinned = self._retention.pinned
+        return plan_holdings(me, members, r, retained, manifests, held, pinned)
+
+    def pieces(self, heights: Collection[int]) -> tuple[dict[int, tuple[bytes, ...]], set[Piece]]:
+        """Of old heights: the chunk addresses of those that are known here, and what lies here."""
+        manifests, held = {}, set()
+        for height in heights:
             directory = self.archived(height)
             described = directory.description()
             if described is not None:
@@ -183,8 +188,7 @@ class Holdings:
             held |= {Piece(height, address) for address in directory.addresses()}
             if directory.delta_log.is_file():
                 held.add(Piece(height, DELTA_LOG))
-        pinned = self._retention.pinned
-        return plan_holdings(me, members, r, retained, manifests, held, pinned)
+        return manifests, held
 
     def undescribed(self, newest: int) -> list[int]:
         """Return the retained heights of which it is not even known here what they are."""

@@ -7,12 +7,8 @@ from typing import Annotated
 import typer
 
 from shoal.node.addresses import DEFAULT_INSPECT
+from shoal.node.cli_options import AsJson, Target
 from shoal.node.errors import UserError
-
-Target = Annotated[
-    str, typer.Argument(help="a node's directory, or the host:port where it can be inspected")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
 
 
 def peers(target: Target = DEFAULT_INSPECT, as_json: AsJson = False) -> None:

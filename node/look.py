@@ -39,12 +39,23 @@ class NothingSeen(Exception):
         self.sight = sight
 
 
-async def who_is_at(address: str, timeout_s: float) -> Presented:
-    """The leaf of whoever answers at host:port; raises NothingSeen, also when time is up."""
+def unpinned_context() -> ssl.SSLContext:
+    """For a handshake with whoever answers, about whom nothing is required but the leaf."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
+    return context
+
+
+def read_shown(shown: bytes | None) -> Presented:
+    """Whose leaf was shown in a handshake, as ssl gives it; raises PeerError("bad-certificate")."""
+    return read_leaf(ssl.DER_cert_to_PEM_cert(shown or b"").encode())
+
+
+async def who_is_at(address: str, timeout_s: float) -> Presented:
+    """The leaf of whoever answers at host:port; raises NothingSeen, also when time is up."""
+    context = unpinned_context()
     try:
         host, port = split_address(address)
         async with asyncio.timeout(timeout_s):
@@ -62,7 +73,7 @@ async def who_is_at(address: str, timeout_s: float) -> Presented:
         raise NothingSeen(Sight.UNREACHABLE) from None
     try:
         shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        return read_leaf(ssl.DER_cert_to_PEM_cert(shown or b"").encode())
+        return read_shown(shown)
     except PeerError:
         raise NothingSeen(Sight.SOMEBODY_ELSE) from None
     finally:

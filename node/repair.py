@@ -297,13 +297,7 @@ class Repair:
         gone = set()
         for piece, above in plan.hand_over.items():
             confirmed = [
-                member
-                for member, held in said[piece.height].items()
-                if (
-                    held.delta_log
-                    if piece.address == DELTA_LOG
-                    else piece.address in held.addresses
-                )
+                member for member, held in said[piece.height].items() if _has(held, piece.address)
             ]
             if handed_over(above, confirmed, now.copies):
                 gone.add(piece)
@@ -343,9 +337,8 @@ def repair_of_node(
     """
 
     def situation() -> Situation:
-        f = (len(validators().keys) - 1) // 3
         members = frozenset(ledger().members).difference(lost(), leaving(links))
-        return Situation(height(), members, copies(f))
+        return Situation(height(), members, copies(validators().faults))
 
     def stub(member: bytes) -> "Stub | None":
         known = None if member in dead() else ledger().members.get(member)
