@@ -59,8 +59,12 @@ class DamagedError(UserError):
 
 
 class PeerError(ValueError):
-    """A peer sent what it must not; `reason` is the counter's label in `shoal status`."""
+    """A peer sent what it must not; `reason` is the counter's label in `shoal status`.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    proof: a signed boot that shows the peer why (boots.py).
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, proof: bytes = b"") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.proof = proof

@@ -116,14 +116,20 @@ async def hand_over(
             channel = open_channel(address, member, leaf)
             stubs[member] = strict_stub(await stack.enter_async_context(channel))
         give_up_at, say_at = loop.time() + limit_s, loop.time()
+        told: list[bool] = []
         while True:
             if loop.time() >= say_at:
-                await asyncio.gather(*(_say_farewell(stub) for stub in stubs.values()))
+                told = await asyncio.gather(*(_say_farewell(stub) for stub in stubs.values()))
                 say_at = loop.time() + SAY_AGAIN_S
             answers = await asyncio.gather(
                 *(_holdings(stub, mesh_id, estate.manifests) for stub in stubs.values())
             )
-            said = {m: held for m, held in zip(stubs, answers, strict=True) if held is not None}
+            # Who still counts on this node may yet drop what it says it holds.
+            said = {
+                member: held
+                for member, held, knows in zip(stubs, answers, told, strict=True)
+                if held is not None and knows
+            }
             left = outstanding(estate, said)
             report(left)
             if not left.pieces or loop.time() >= give_up_at:
@@ -131,12 +137,12 @@ async def hand_over(
             await asyncio.sleep(LOOK_S)
 
 
-async def _say_farewell(stub: "Stub") -> None:
+async def _say_farewell(stub: "Stub") -> bool:
     try:
         await stub.Farewell(FarewellRequest(), timeout=ASK_TIMEOUT_S)
     except grpc.aio.AioRpcError:
-        # Who is not there takes nothing over; `outstanding` notices.
-        return
+        return False
+    return True
 
 
 async def _holdings(

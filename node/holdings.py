@@ -50,6 +50,7 @@ class Holdings:
         self._meters = meters
         self._clock = clock
         self._leases = Leases()
+        self._going: set[Piece] = set()
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -122,9 +123,20 @@ class Holdings:
             if source is None or described is None:
                 return None
             log_is_here = self._delta_log(height) is not None
-            return HeldPieces(source.addresses(), log_is_here), described.addresses
+            here = source.addresses().difference(going)
+            return HeldPieces(here, log_is_here and DELTA_LOG not in going), described.addresses
 
+        # Of before: what goes while this looks may still be seen by it.
+        going = {piece.address for piece in self._going if piece.height == height}
         return await asyncio.to_thread(work)
+
+    async def let_go(self, pieces: Collection[Piece], newest: int) -> None:
+        """Sweep pieces; from the moment of the call nobody is told that they are here."""
+        self._going.update(pieces)
+        try:
+            await asyncio.to_thread(self.sweep, pieces, newest)
+        finally:
+            self._going.difference_update(pieces)
 
     # --- mark and sweep (blocks: call it from a thread) -------------------------------------------
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import grpc
 import structlog
 
-from shoal.node.boots import Boots
+from shoal.node.boots import PROOF_METADATA, Boots
 from shoal.node.certificates import Presented
 from shoal.node.channels import Channels
 from shoal.node.conduct import Conduct
@@ -32,6 +32,7 @@ from shoal.node.lanes import Lanes
 from shoal.node.meters import Meters
 from shoal.node.peer_record import PeerRecord
 from shoal.node.screen import sound
+from shoal.node.statements import Boot
 from shoal.node.trust import Trust
 from shoal.node.wire import (
     PROTOCOL_VERSION,
@@ -131,6 +132,11 @@ class Links:
         """The neighbours that have a link now, in order."""
         return sorted(self._links)
 
+    @property
+    def rival(self) -> Boot | None:
+        """Another process that runs with this node's key, where somebody has proved it."""
+        return self._boots.rival
+
     def record(self, peer: bytes) -> PeerRecord:
         """Return what is known about `peer`."""
         return self.peers.setdefault(peer, PeerRecord())
@@ -215,6 +221,9 @@ class Links:
             finally:
                 call.cancel()
         except grpc.aio.AioRpcError as error:
+            for key, value in error.trailing_metadata() or ():
+                if key == PROOF_METADATA and isinstance(value, bytes):
+                    self._boots.shown(value)
             self._note_failure(peer, f"{error.code().name}: {error.details()}")
         except PeerError as error:
             self._meters.rejected[error.reason] += 1

@@ -89,11 +89,12 @@ class Membership:
         self._approved: dict[bytes, float] = {}
 
     async def run(self) -> None:
-        """Join, then watch; raises MembershipEnded, DamagedError for a key that was evicted, and
-        NotAdmittedError where the mesh does not let the node in."""
+        """Join, then watch; raises MembershipEnded, DamagedError for a key that was evicted or that
+        another process uses, and NotAdmittedError where the mesh does not let the node in."""
         await self._join()
         log.info("membership.granted")
         while self._belongs():
+            self._require_alone()
             self._approve_validators()
             await asyncio.sleep(LOOK_INTERVAL_S)
         self._require_not_evicted()
@@ -172,10 +173,13 @@ class Membership:
     def _belongs(self) -> bool:
         """Whether this node is a member, or a validator that others still count on.
 
-        The last words of a validator that leaves count until the next epoch has started.
+        The last words of a validator that leaves count until the next epoch has started. Those of
+        one that was put out do not: the others hear it no more, and it would never see the start.
         """
         me, replica = self._identity.node_id, self._replica
         seen = replica.inspect()
+        if replica.ledger.is_evicted(me):
+            return me in seen.validators
         return me in replica.ledger.members or me in seen.validators or not seen.started
 
     def _require_not_evicted(self) -> None:
@@ -183,6 +187,15 @@ class Membership:
             raise DamagedError(
                 "the mesh has evicted this node's key, for good; look for a second process that "
                 "used the same key, then join again with a new directory"
+            )
+
+    def _require_alone(self) -> None:
+        rival = self._links.rival
+        if rival is not None:
+            raise DamagedError(
+                f"another process runs with this node's key (its start number {rival.count}); the "
+                "mesh puts such a key out for good; stop the other process, and if `shoal status` "
+                "of a member names the key no more, join again with a new directory"
             )
 
     def _approve_validators(self) -> None:

@@ -140,11 +140,11 @@ class Repair:
         for height in await asyncio.to_thread(self._holdings.undescribed, now.newest):
             await self._learn(height, now)
         plan = await self._mark(now)
-        await asyncio.to_thread(self._holdings.sweep, plan.drop, now.newest)
+        await self._holdings.let_go(plan.drop, now.newest)
         if plan.want or plan.hand_over:
             said = await self._ask_around(plan, now)
             await self._pull(plan.want, said)
-            await self._hand_over(plan, said, now)
+            await self._hand_over(plan, said)
             plan = await self._mark(now)
         return not (plan.want or plan.hand_over or plan.drop)
 
@@ -291,17 +291,21 @@ class Repair:
         await asyncio.sleep(self._bucket.take(size, loop.time()))
 
     async def _hand_over(
-        self, plan: Plan, said: Mapping[int, Mapping[bytes, HeldPieces]], now: Situation
+        self, plan: Plan, said: Mapping[int, Mapping[bytes, HeldPieces]]
     ) -> None:
         """Let go of what enough members that rank above say that they hold."""
+        # Of this moment: who has said farewell since the plan was made counts no more.
+        now = self._situation()
         gone = set()
         for piece, above in plan.hand_over.items():
             confirmed = [
-                member for member, held in said[piece.height].items() if _has(held, piece.address)
+                member
+                for member, held in said[piece.height].items()
+                if member in now.members and _has(held, piece.address)
             ]
             if handed_over(above, confirmed, now.copies):
                 gone.add(piece)
-        await asyncio.to_thread(self._holdings.sweep, gone, now.newest)
+        await self._holdings.let_go(gone, now.newest)
 
 
 def _has(held: HeldPieces, address: bytes) -> bool:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from shoal.node.admission import Admission
 from shoal.node.backend import Backend
+from shoal.node.boots import PROOF_METADATA
 from shoal.node.bulk import chunks
 from shoal.node.bulk_wire import (
     DATA_BYTES_MAX,
@@ -97,8 +98,8 @@ async def _stream(path: Path) -> AsyncIterator[mesh_pb2.Chunk]:
             yield mesh_pb2.Chunk(data=data)
 
 
-async def _abort(context: Any, code: grpc.StatusCode, why: str) -> NoReturn:
-    await context.abort(code, why)
+async def _abort(context: Any, code: grpc.StatusCode, why: str, proof: bytes = b"") -> NoReturn:
+    await context.abort(code, why, ((PROOF_METADATA, proof),) if proof else ())
     raise AssertionError("abort always raises")
 
 
@@ -226,8 +227,8 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def _turn_away(self, context: Any, error: PeerError, code: grpc.StatusCode) -> NoReturn:
         self._refuse(error.reason)
-        busy = error.reason == "busy"
-        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED if busy else code, str(error))
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED if error.reason == "busy" else code
+        await _abort(context, code, str(error), error.proof)
 
     def _refuse(self, reason: str) -> None:
         self._meters.rejected[reason] += 1

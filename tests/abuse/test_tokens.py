@@ -16,10 +16,10 @@ from shoal.node.errors import NOT_ADMITTED, NotAdmittedError, UserError
 from shoal.node.identity import Identity
 from shoal.node.invitations import INVITATION_NAME, as_line, parse_line
 from shoal.node.join import join_mesh
-from shoal.node.ports import free_address, free_ports
+from shoal.node.ports import free_ports
 from tests.abuse.token_table import Town, town
 from tests.node.inviting import now_ms
-from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
+from tests.node.mesh import QUICK, RunningNode, any_address, found_mesh, running, until
 
 Case: TypeAlias = Callable[[Town], Awaitable[None]]
 MEMBER, VALIDATOR = InvitedRole.MEMBER, InvitedRole.VALIDATOR
@@ -230,7 +230,7 @@ def test_there_are_enough_rows() -> None:
 async def fetched(directory: Path, here: Town, **changes: Any) -> RunningNode:
     """A newcomer's directory, as `shoal join` makes it."""
     arguments: dict[str, Any] = {
-        "listen": free_address(),
+        "listen": any_address(),
         "advertise": "",
         "data": here.nodes[0].settings.train.data,
         "contact": here.nodes[0].id,

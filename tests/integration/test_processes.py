@@ -10,7 +10,6 @@ import pytest
 from shoal.node.addresses import INSPECT_PORT_ABOVE, port_above
 from shoal.node.config import load_settings
 from shoal.node.invitations import INVITATION_NAME
-from shoal.node.ports import free_address
 from tests.integration.processes import (
     Process,
     command,
@@ -21,7 +20,7 @@ from tests.integration.processes import (
     status,
     wait_until,
 )
-from tests.node.mesh import found_mesh
+from tests.node.mesh import any_address, found_mesh
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]
 
@@ -70,7 +69,7 @@ def _one_is_killed_and_comes_back(
 
 
 def _a_fifth_joins(processes: list[Process], directory: Path, addresses: list[str]) -> None:
-    listen = free_address()
+    listen = any_address()
     address = port_above(listen, INSPECT_PORT_ABOVE)
     contact = processes[0].directory
     source = load_settings(contact).train.data

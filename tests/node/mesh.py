@@ -42,6 +42,11 @@ QUICK: dict[str, object] = {
 TEXT = "The shoal has no leader; each fish watches its neighbours, and it turns as one.\n"
 
 
+def any_address() -> str:
+    """Where a node can listen. Not `free_address`, which finds the same for two tests at once."""
+    return f"127.0.0.1:{free_ports(1)[0]}"
+
+
 def found_mesh(directory: Path, *, nodes: int = 4, **mesh: Any) -> list[Path]:
     """Make the directories of a small mesh; returns them."""
     text = directory / "text"
@@ -195,14 +200,13 @@ async def running(
     settings: by dotted name with "__" for the dot, like retention__keep_whole.
     """
     further = {name.replace("__", "."): value for name, value in settings.items()}
-    nodes = []
-    for directory in directories:
-        node = RunningNode(
-            directory, load_settings(directory, {**QUICK, "train.max_rounds": rounds, **further})
-        )
-        await node.start()
-        nodes.append(node)
+    changes = {**QUICK, "train.max_rounds": rounds, **further}
+    nodes: list[RunningNode] = []
     try:
+        for directory in directories:
+            node = RunningNode(directory, load_settings(directory, changes))
+            await node.start()
+            nodes.append(node)
         yield nodes
     finally:
         await asyncio.gather(*(node.stop() for node in nodes))

@@ -17,12 +17,19 @@ from shoal.node.identity import Identity
 from shoal.node.join import join_mesh
 from shoal.node.membership import MembershipEnded
 from shoal.node.operator import approve
-from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
 from tests.chaos.audit import audit
 from tests.node import mesh
 from tests.node.inviting import invitation_by
-from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until, until_rebuilt
+from tests.node.mesh import (
+    QUICK,
+    RunningNode,
+    any_address,
+    found_mesh,
+    running,
+    until,
+    until_rebuilt,
+)
 
 # Seven nodes share one event loop here, so they are given more time than as processes of their own.
 WANTED = {
@@ -58,7 +65,7 @@ async def join_as_validator(directory: Path, first: RunningNode) -> RunningNode:
     await join_mesh(
         first.settings.node.join_listen,
         directory,
-        listen=free_address(),
+        listen=any_address(),
         advertise="",
         data=first.settings.train.data,
         invitation=invitation_by(first),

@@ -2,21 +2,22 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.gossip.placement import holders
 from shoal.node import operator
-from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 from shoal.node.handover import FAREWELL_HOLDS_S, Estate, Outstanding, leaving, outstanding
 from shoal.node.membership import MembershipEnded
 from shoal.node.retention import Piece
-from tests.node.mesh import QUICK, RunningNode, found_mesh, until
+from tests.node.mesh import RunningNode, found_mesh, running, until
 
-RETENTION: dict[str, object] = {"retention.keep_every": 2, "retention.archived_max": 2}
 MEMBERS = [bytes([index]) * 32 for index in range(1, 8)]
 PIECES = [Piece(10, bytes([index]) * 32) for index in range(6)]
 
@@ -39,38 +40,49 @@ def pieces(node: RunningNode) -> set[tuple[str, str]]:
     return {(path.parent.parent.name, path.name) for path in paths}
 
 
-async def _start(directories: list[Path]) -> list[RunningNode]:
-    """A mesh whose archive is settled and that trains no more."""
-    settings = {**QUICK, **RETENTION, "train.max_rounds": 10}
-    nodes = [RunningNode(each, load_settings(each, settings)) for each in directories]
-    for node in nodes:
-        await node.start()
+def copies_of(nodes: list[RunningNode]) -> Counter[tuple[str, str]]:
+    return Counter(piece for node in nodes for piece in pieces(node))
+
+
+def in_place(nodes: list[RunningNode]) -> bool:
+    """Whether each piece lies with the three that rank first for it, and nothing is on its way."""
+    heights = {height for height, _ in copies_of(nodes)}
+    on_the_way = [node for node in nodes for h in heights if not archived_only(node, h)]
+    ids = [node.id for node in nodes]
+    return bool(heights and not on_the_way) and all(
+        (piece in pieces(node)) == (node.id in holders(bytes.fromhex(piece[1]), ids, 3))
+        for piece in copies_of(nodes)
+        for node in nodes
+    )
+
+
+def archived_only(node: RunningNode, height: str) -> bool:
+    whole = node.directory / "checkpoints" / height
+    return (node.directory / "archive" / height).exists() and not whole.exists()
+
+
+@asynccontextmanager
+async def at_rest(directory: Path) -> AsyncIterator[list[RunningNode]]:
+    """A mesh of five whose archive is settled and that trains no more."""
 
     def settled() -> bool:
-        copies = Counter(piece for node in nodes for piece in pieces(node))
-        done = all(
-            node.node.status().training.round >= 10 and not node.model.book.pending()
-            for node in nodes
-        )
-        return done and bool(copies) and set(copies.values()) == {3}
+        trained = all(node.node.status().training.round >= 10 for node in nodes)
+        return trained and not any(n.model.book.pending() for n in nodes) and in_place(nodes)
 
-    await until(settled, nodes, seconds=120)
-    return nodes
-
-
-async def _stop(nodes: list[RunningNode]) -> None:
-    await asyncio.gather(*(node.stop() for node in nodes), return_exceptions=True)
+    retention: dict[str, object] = {"retention__keep_every": 1}
+    async with running(found_mesh(directory, nodes=5), rounds=10, **retention) as nodes:
+        await until(settled, nodes, seconds=120)
+        yield nodes
 
 
 @pytest.mark.timeout(300)
 def test_three_others_keep_what_it_kept_before_it_is_gone(tmp_path: Path) -> None:
     async def story() -> None:
-        nodes = await _start(found_mesh(tmp_path, nodes=5))
-        try:
+        async with at_rest(tmp_path) as nodes:
             leaver = max(nodes, key=lambda node: len(pieces(node)))
             others = [node for node in nodes if node is not leaver]
             kept = pieces(leaver)
-            assert kept, "it keeps something"
+            assert {copies_of(others)[piece] for piece in kept} == {2}
             reports: list[Outstanding] = []
 
             def leave() -> str:
@@ -79,14 +91,12 @@ def test_three_others_keep_what_it_kept_before_it_is_gone(tmp_path: Path) -> Non
                 )
 
             assert "leaving" in await asyncio.to_thread(leave)
-            copies = Counter(piece for node in others for piece in pieces(node))
-            assert all(copies[piece] >= 3 for piece in kept)
-            assert reports[0].pieces > 0 and reports[-1].pieces == 0
+            copies = copies_of(others)
+            assert {piece: copies[piece] for piece in kept if copies[piece] < 3} == {}
+            assert reports[-1].pieces == 0
             await until(lambda: leaver.failed() is not None, others)
             assert isinstance(leaver.cause(), MembershipEnded)
             assert leaver.id not in others[0].node.state.consensus.replica.ledger.members
-        finally:
-            await _stop(nodes)
 
     asyncio.run(story())
 
@@ -96,11 +106,11 @@ def test_it_stays_while_others_cannot_take_over_and_is_counted_again_after_a_whi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        nodes = await _start(found_mesh(tmp_path, nodes=5))
-        try:
+        async with at_rest(tmp_path) as nodes:
             leaver = max(nodes, key=lambda node: len(pieces(node)))
             others = [node for node in nodes if node is not leaver]
             for gone in others[2:]:
+                nodes.remove(gone)
                 await gone.stop()
 
             def leave() -> str:
@@ -118,7 +128,5 @@ def test_it_stays_while_others_cannot_take_over_and_is_counted_again_after_a_whi
             monkeypatch.setattr(loop, "time", lambda: later)
             assert leaving(links) == frozenset()
             monkeypatch.undo()
-        finally:
-            await _stop(nodes)
 
     asyncio.run(story())

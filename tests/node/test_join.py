@@ -21,12 +21,11 @@ from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 from shoal.node.identity import Identity, short
 from shoal.node.join import _is_sound, join_mesh
-from shoal.node.ports import free_address
 from shoal.node.presets import Preset
 from shoal.node.verify import verify_checkpoint
 from tests.node.certified import MESH, SCHEMA, CertifiedMesh, as_list
 from tests.node.inviting import invitation_by
-from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until
+from tests.node.mesh import QUICK, RunningNode, any_address, found_mesh, running, until
 from tests.node.test_growth import leave, validators
 
 WANTED = {**QUICK, "consensus.validators_wanted": 3}
@@ -224,7 +223,7 @@ async def joined(
     directory: Path, first: RunningNode, *, start: bool = True, **changes: Any
 ) -> RunningNode:
     plain = Preset(mesh={}, settings={})
-    await join(directory, first, listen=free_address(), preset=plain, **changes)
+    await join(directory, first, listen=any_address(), preset=plain, **changes)
     node = RunningNode(directory, load_settings(directory, WANTED))
     if start:
         await node.start()

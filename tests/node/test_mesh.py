@@ -21,10 +21,17 @@ from shoal.node.errors import UnreachableError
 from shoal.node.identity import Identity
 from shoal.node.inspect_client import fetch_status
 from shoal.node.join import join_mesh
-from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
 from tests.node.inviting import invitation_by
-from tests.node.mesh import QUICK, RunningNode, found_mesh, running, until, until_rebuilt
+from tests.node.mesh import (
+    QUICK,
+    RunningNode,
+    any_address,
+    found_mesh,
+    running,
+    until,
+    until_rebuilt,
+)
 
 
 def test_four_nodes_commit_checkpoints_with_equal_roots(tmp_path: Path) -> None:
@@ -72,7 +79,7 @@ def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
             await join_mesh(
                 nodes[0].settings.node.join_listen,
                 fifth,
-                listen=free_address(),
+                listen=any_address(),
                 advertise="",
                 data=nodes[0].settings.train.data,
                 invitation=invitation_by(nodes[0]),

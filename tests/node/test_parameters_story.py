@@ -20,10 +20,9 @@ from shoal.node.identity import Identity
 from shoal.node.join import join_mesh
 from shoal.node.membership import approval
 from shoal.node.operator import approve_parameters, mesh_parameters
-from shoal.node.ports import free_address
 from shoal.node.verify import verify_checkpoint
 from tests.node.inviting import invitation_by
-from tests.node.mesh import QUICK, RunningNode, found_mesh, until, until_rebuilt
+from tests.node.mesh import QUICK, RunningNode, any_address, found_mesh, until, until_rebuilt
 
 KEPT = {**QUICK, "retention.keep_whole": 100}
 WISH = {"clip_factor": "1.25", "kept_per_chunk": "64", "learning_rate": "0.002", "beta": "0.9"}
@@ -115,7 +114,7 @@ async def joined(directory: Path, first: RunningNode) -> RunningNode:
     await join_mesh(
         first.settings.node.join_listen,
         directory,
-        listen=free_address(),
+        listen=any_address(),
         advertise="",
         data=first.settings.train.data,
         invitation=invitation_by(first),
