@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import platform
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -49,7 +50,7 @@ MARKER = "demo.marker"
 REPORT = "report.json"
 SCRATCH = "evaluation"
 # What a demo writes beside the marker, and therefore what the next one takes away.
-OURS = ("node*", NAME, SCRATCH, REPORT)
+OURS = ("node*", NAME, "checkpoint*", SCRATCH, REPORT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class Run:
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     # As the four had it before one more came: the newest height of each, and its anchor's SHA-256.
-    heights: list[int] = field(default_factory=list)
+    checkpoint: Path | None = None
     anchor_files: tuple[str, ...] = ()
     join_seconds: float | None = None
 
@@ -201,7 +202,14 @@ def _show_last_words(node: Path, console: Console) -> None:
 
 
 def _look_at_disks(plan: DemoPlan, run: Run) -> None:
-    run.heights = [max(checkpoint_directories(node), default=0) for node in plan.node_directories]
+    """Keep what was trained: the mesh goes on when one more joins, and forgets old checkpoints."""
+    kept = [checkpoint_directories(node) for node in plan.node_directories]
+    newest = max(kept, key=lambda found: max(found, default=0))
+    if newest:
+        height, checkpoint = newest.popitem()
+        run.checkpoint = plan.directory / f"checkpoint{height}"
+        # Files of a checkpoint never change, so a second name for each is a copy.
+        shutil.copytree(checkpoint, run.checkpoint, copy_function=os.link)
     run.anchor_files = tuple(map(_anchor_digest, plan.node_directories))
 
 
@@ -234,11 +242,9 @@ async def _running(plan: DemoPlan, addresses: Sequence[str]) -> AsyncIterator[li
 
 async def _measure(plan: DemoPlan, console: Console, run: Run) -> tuple[Losses | None, str]:
     """The losses and a sample; a failure becomes a problem of the run."""
-    newest = max(run.heights, default=0)
-    if not newest:
+    if run.checkpoint is None:
         run.problems.append("no checkpoint was committed")
         return None, ""
-    holder = plan.node_directories[run.heights.index(newest)]
     scratch = plan.directory / SCRATCH
     title = "each shard alone, to compare"
     following = asyncio.create_task(
@@ -247,7 +253,7 @@ async def _measure(plan: DemoPlan, console: Console, run: Run) -> tuple[Losses |
     try:
         return await evaluate(
             nodes=plan.node_directories,
-            checkpoint=checkpoint_directories(holder)[newest],
+            checkpoint=run.checkpoint,
             scratch=scratch,
             rounds=plan.rounds,
         )

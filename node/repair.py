@@ -290,9 +290,7 @@ class Repair:
         self._meters.received_bytes["bulk"] += size
         await asyncio.sleep(self._bucket.take(size, loop.time()))
 
-    async def _hand_over(
-        self, plan: Plan, said: Mapping[int, Mapping[bytes, HeldPieces]]
-    ) -> None:
+    async def _hand_over(self, plan: Plan, said: Mapping[int, Mapping[bytes, HeldPieces]]) -> None:
         """Let go of what enough members that rank above say that they hold."""
         # Of this moment: who has said farewell since the plan was made counts no more.
         now = self._situation()
