@@ -43,6 +43,15 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
+def is_wildcard(address: str) -> bool:
+    """Whether it stands for every address of a machine: one can listen there, not be found."""
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def split_peer(text: str) -> tuple[bytes, str]:
     """Id and address of "ID@host:port"; raises ValueError for anything else."""
     node_id, separator, address = text.rpartition("@")

@@ -177,8 +177,8 @@ def judge_advertised(
         return problem(
             "advertised",
             f"the mesh knows this node as {listed}, and its settings say {advertised}",
-            f'set advertise = "{listed}" under [node] and listen where that leads, or leave and '
-            "join again with the new address",
+            "restart it, so that it tells the mesh where it has moved, or set "
+            f'advertise = "{listed}" under [node] and listen where that leads',
         )
     failed = [(peer, it) for peer, it in counted if it.outcome != Sight.ANSWERS]
     seen = f"{len(counted) - len(failed)} of {len(counted)} members that looked reach {advertised}"

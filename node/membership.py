@@ -16,7 +16,7 @@ from shoal.consensus.changes import Approve, Change, ChangeKind
 from shoal.consensus.invitations import Invitation, InvitedRole
 from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.replica import Replica
-from shoal.node.addresses import split_peer
+from shoal.node.addresses import is_wildcard, split_peer
 from shoal.node.config import Settings
 from shoal.node.errors import DamagedError, NotAdmittedError
 from shoal.node.genesis import Genesis
@@ -38,6 +38,8 @@ JOIN_INTERVAL_S = 3.0
 LOOK_INTERVAL_S = 0.5
 # An approval that was not ordered is given again after so long.
 APPROVE_AGAIN_S = 5.0
+# And what was not ordered of a member that moves.
+MOVE_AGAIN_S = 30.0
 # How many heights a member may be behind and still become a validator.
 HEIGHTS_BEHIND_MAX = 1
 # In so many rounds in a row everybody who answers has to say that it is of no use to ask.
@@ -87,6 +89,7 @@ class Membership:
         self._shard_tokens = shard_tokens
         self._submit = submit
         self._approved: dict[bytes, float] = {}
+        self._move_at = 0.0
 
     async def run(self) -> None:
         """Join, then watch; raises MembershipEnded, DamagedError for a key that was evicted or that
@@ -95,6 +98,7 @@ class Membership:
         log.info("membership.granted")
         while self._belongs():
             self._require_alone()
+            self._tell_address()
             self._approve_validators()
             await asyncio.sleep(LOOK_INTERVAL_S)
         self._require_not_evicted()
@@ -136,7 +140,19 @@ class Membership:
             await asyncio.sleep(JOIN_INTERVAL_S)
 
     async def _ask_until_in(self, invitation: Invitation) -> None:
-        operation = self._signed_join(invitation)
+        willing = self._settings.consensus.willing
+        log.info("join.asking", invitation=describe(invitation))
+        operation = self._signed(
+            Join(
+                member=self._identity.node_id,
+                address=self._settings.node.advertised,
+                shard_tokens=self._shard_tokens(),
+                share_permille=self._settings.train.share_permille,
+                time_ms=_now_ms(),
+                validates=willing and invitation.role is InvitedRole.VALIDATOR,
+                invitation=invitation,
+            )
+        )
         contacts, hopeless = self._contacts(), 0
         while self._identity.node_id not in self._replica.ledger.members:
             self._require_not_evicted()
@@ -155,18 +171,29 @@ class Membership:
             contacts = contacts[1:] + contacts[:1]
             await asyncio.sleep(JOIN_INTERVAL_S)
 
-    def _signed_join(self, invitation: Invitation) -> bytes:
-        willing = self._settings.consensus.willing
-        join = Join(
-            member=self._identity.node_id,
-            address=self._settings.node.advertised,
-            shard_tokens=self._shard_tokens(),
-            share_permille=self._settings.train.share_permille,
-            time_ms=_now_ms(),
-            validates=willing and invitation.role is InvitedRole.VALIDATOR,
-            invitation=invitation,
-        )
-        log.info("join.asking", invitation=describe(invitation))
+    def _tell_address(self) -> None:
+        """A member whose settings name another address than the log does has moved."""
+        known = self._replica.ledger.members.get(self._identity.node_id)
+        address, now = self._settings.node.advertised, asyncio.get_running_loop().time()
+        if known is None or known.address == address or is_wildcard(address):
+            return
+        if now >= self._move_at:
+            self._move_at = now + MOVE_AGAIN_S
+            log.info("member.moving", address=address, until_now=known.address)
+            self._submit(
+                self._signed(
+                    Join(
+                        member=self._identity.node_id,
+                        address=address,
+                        shard_tokens=known.shard_tokens,
+                        share_permille=known.share_permille,
+                        time_ms=_now_ms(),
+                        validates=known.validates,
+                    )
+                )
+            )
+
+    def _signed(self, join: Join) -> bytes:
         signature = self._identity.sign(join.signed_bytes(self._genesis.mesh_id))
         return operation_bytes(replace(join, signature=signature))
 

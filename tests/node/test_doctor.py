@@ -29,8 +29,7 @@ from shoal.node.doctor_findings import (
 )
 from shoal.node.doctor_view import print_report
 from shoal.node.errors import OK, PROBLEMS, WARNINGS
-from shoal.node.ports import free_ports
-from tests.node.mesh import found_mesh, running, until, until_rebuilt
+from tests.node.mesh import any_address, found_mesh, running, until, until_rebuilt
 from tests.node.played import played_plainly
 
 PROBLEM, WARNING, FINE, NOT_CHECKED = (
@@ -103,7 +102,7 @@ async def test_an_address_that_leads_nowhere_is_found_out_by_the_other_member(
 ) -> None:
     homes = found_mesh(tmp_path / "mesh", nodes=2)
     listed = load_settings(homes[0]).node.listen
-    _move(homes[0], listed, advertise=listed)
+    _move(homes[0], listed)
     async with running(homes, rounds=0) as nodes:
         await until(lambda: bool(nodes[0].node.links.connected), nodes)
         report = await examine(homes[0])
@@ -116,24 +115,30 @@ async def test_an_address_that_leads_nowhere_is_found_out_by_the_other_member(
 
 
 @played_plainly
-async def test_an_address_that_the_mesh_never_learned_of(tmp_path: Path) -> None:
+async def test_an_address_that_the_mesh_was_not_told_yet(tmp_path: Path) -> None:
     homes = found_mesh(tmp_path / "mesh", nodes=2)
-    listed = load_settings(homes[0]).node.listen
-    moved = _move(homes[0], listed, advertise="")
+    listed, moved = load_settings(homes[0]).node.listen, any_address()
     async with running(homes, rounds=0) as nodes:
         await until(lambda: bool(nodes[0].node.links.connected), nodes)
+        _advertise(homes[0], moved)
         advertised = found(await examine(homes[0]), "advertised")
     assert advertised.verdict is PROBLEM
     assert f"the mesh knows this node as {listed}, and its settings say {moved}" in advertised.what
+    assert advertised.fix.startswith("restart it")
 
 
-def _move(home: Path, listed: str, *, advertise: str) -> str:
-    """Let a node listen elsewhere than its mesh believes."""
-    config, elsewhere = home / "node.toml", f"127.0.0.1:{free_ports(1)[0]}"
-    text = config.read_text().replace(f'listen = "{listed}"', f'listen = "{elsewhere}"')
-    text = re.sub(r"(?m)^#? ?advertise = .*$", f'advertise = "{advertise}"', text)
+def _advertise(home: Path, address: str) -> None:
+    config = home / "node.toml"
+    text = re.sub(r"(?m)^#? ?advertise = .*$", f'advertise = "{address}"', config.read_text())
     config.write_text(text)
-    return elsewhere
+
+
+def _move(home: Path, listed: str) -> None:
+    """Let a node listen elsewhere than its mesh believes and than it says."""
+    config = home / "node.toml"
+    moved = f'listen = "{any_address()}"'
+    config.write_text(config.read_text().replace(f'listen = "{listed}"', moved))
+    _advertise(home, listed)
 
 
 @played_plainly
