@@ -170,7 +170,7 @@ class Worker:
         done, _ = await asyncio.wait((work, answering), return_when=asyncio.FIRST_COMPLETED)
         work.cancel()
         trusting.cancel()
-        self._driver.close()
+        await self._driver.close()
         await server.stop()
         await self._links.close()
         await self._database.close()

@@ -16,7 +16,6 @@ killed in the middle of a write leaves half a record; readers end there.
 """
 
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from shoal.consensus.certificate import Certificate
+from shoal.node.clock import now_ms
 from shoal.node.config import Settings
 
 FOLDER = "capture"
@@ -75,8 +75,7 @@ class Capture:
 
     def write(self, direction: Direction, peer: bytes, data: bytes) -> None:
         """Append one record; it is in the hands of the system when this returns."""
-        now_ms = time.time_ns() // 1_000_000
-        body = _BODY.pack(now_ms, direction, peer) + data
+        body = _BODY.pack(now_ms(), direction, peer) + data
         self._file.write(_FRAME.pack(len(body), zlib.crc32(body)) + body)
 
     def decided(self, certificate: Certificate) -> None:

@@ -271,12 +271,14 @@ class ConsensusDriver:
         ok = await self._duties.check(record)
         self._put(self.attestor, Checked(record.digest, ok))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop timers and whatever runs beside the queue, and end the record."""
         for handle in self._timers.values():
             handle.cancel()
-        for task in self._jobs:
+        jobs = list(self._jobs)
+        for task in jobs:
             task.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
         if self._capture is not None:
             # Links are closed after this, so something may still be heard.
             self._capture.close()

@@ -22,6 +22,7 @@ from shoal.gossip.anchor import Anchor
 from shoal.gossip.parameters import EpochParameters, genesis_parameters
 from shoal.gossip.schema import ModelSchema
 from shoal.node.checkpoints import OWN_NAMES
+from shoal.node.durable import write_durably
 from shoal.node.errors import DamagedError, PeerError
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
@@ -270,12 +271,15 @@ def _check_genesis(genesis: Genesis) -> None:
 def write_genesis(
     directory: Path, genesis: Genesis, anchor: Anchor, tokenizer: Mapping[str, bytes]
 ) -> None:
-    """Write the genesis and its files to `directory` (made if need be)."""
+    """Write the genesis and its files durably to `directory` (made if need be).
+
+    The document comes last: where it is, the rest is.
+    """
     (directory / "tokenizer").mkdir(parents=True, exist_ok=True)
-    (directory / "anchor.bin").write_bytes(anchor_to_bytes(anchor))
+    write_durably(directory / "anchor.bin", anchor_to_bytes(anchor))
     for name, data in tokenizer.items():
-        (directory / "tokenizer" / name).write_bytes(data)
-    (directory / "genesis.json").write_bytes(genesis.document)
+        write_durably(directory / "tokenizer" / name, data)
+    write_durably(directory / "genesis.json", genesis.document)
 
 
 def load_genesis(directory: Path) -> tuple[Genesis, Anchor, dict[str, bytes]]:

@@ -20,9 +20,9 @@ from shoal.consensus.invitations import (
     InvitedRole,
     parse_invitation,
 )
+from shoal.node.durable import settle
 from shoal.node.errors import NotAdmittedError, UserError
 from shoal.node.identity import Identity, short, verify
-from shoal.node.pieces import settle
 
 LINE_START = "shoal1."
 # The longest line, and as much white space again.

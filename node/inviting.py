@@ -9,10 +9,10 @@ import asyncio
 import fcntl
 import os
 import re
-import time
 from pathlib import Path
 
 from shoal.consensus.invitations import MAX_HINT_BYTES, Invitation, InvitedRole
+from shoal.node.clock import now_ms
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 from shoal.node.identity import Identity
@@ -100,14 +100,14 @@ def invite(directory: Path, *, role: InvitedRole, ttl_ms: int, uses: int) -> Inv
 
     async def work() -> Invitation:
         identity, _, _, status = await own_node(directory)
-        now_ms = time.time_ns() // 1_000_000
+        made_ms = now_ms()
         return make_invitation(
             identity,
             status,
             role=role,
             uses=uses,
-            number=next_number(directory, status.consensus.invitation_floor, now_ms),
-            expires_ms=now_ms + ttl_ms,
+            number=next_number(directory, status.consensus.invitation_floor, made_ms),
+            expires_ms=made_ms + ttl_ms,
             hint=load_settings(directory).node.join_advertised,
         )
 

@@ -31,6 +31,7 @@ from shoal.node.certified import (
 from shoal.node.channels import open_channel
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.config import CONFIG_NAME, document_settings
+from shoal.node.durable import write_durably
 from shoal.node.errors import PeerError, UnreachableError, UserError
 from shoal.node.fetch import fetch_checkpoint
 from shoal.node.first_use import who_answers
@@ -44,7 +45,7 @@ from shoal.node.history import is_history_known, require_same_history
 from shoal.node.identity import Identity, short
 from shoal.node.invitations import keep_invitation
 from shoal.node.meters import Meters
-from shoal.node.pieces import PieceDirectory, assemble, write_durably
+from shoal.node.pieces import PieceDirectory, assemble
 from shoal.node.presets import Preset, with_preset
 from shoal.node.strict import strict_stub
 from shoal.proto.mesh_pb2 import JoinRequest

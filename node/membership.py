@@ -6,7 +6,6 @@ stops when the log says that it is no member any more.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from shoal.consensus.invitations import Invitation, InvitedRole
 from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.replica import Replica
 from shoal.node.addresses import is_wildcard, split_peer
+from shoal.node.clock import now_ms
 from shoal.node.config import Settings
 from shoal.node.errors import DamagedError, NotAdmittedError
 from shoal.node.genesis import Genesis
@@ -59,10 +59,6 @@ def approval(identity: Identity, mesh_id: bytes, epoch: int, change: Change) -> 
     unsigned = Approve(change=change, epoch=epoch, validator=identity.node_id)
     signature = identity.sign(unsigned.signed_bytes(mesh_id))
     return operation_bytes(replace(unsigned, signature=signature))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Membership:
@@ -148,7 +144,7 @@ class Membership:
                 address=self._settings.node.advertised,
                 shard_tokens=self._shard_tokens(),
                 share_permille=self._settings.train.share_permille,
-                time_ms=_now_ms(),
+                time_ms=now_ms(),
                 validates=willing and invitation.role is InvitedRole.VALIDATOR,
                 invitation=invitation,
             )
@@ -166,7 +162,7 @@ class Membership:
                 raise NotAdmittedError(REFUSALS[said[0]])
             if "" not in said:
                 # Where nobody answers nobody can say either that it was used in time.
-                require_current(invitation, _now_ms())
+                require_current(invitation, now_ms())
             # Whoever took it may have kept it: the next time somebody else is asked first.
             contacts = contacts[1:] + contacts[:1]
             await asyncio.sleep(JOIN_INTERVAL_S)
@@ -187,7 +183,7 @@ class Membership:
                         address=address,
                         shard_tokens=known.shard_tokens,
                         share_permille=known.share_permille,
-                        time_ms=_now_ms(),
+                        time_ms=now_ms(),
                         validates=known.validates,
                     )
                 )

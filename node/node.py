@@ -5,7 +5,6 @@ links ──► gossip driver ──► shared model ◄── round loop ◄─
 """
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -28,6 +27,7 @@ from shoal.node.certified import Certified, Certifier, certified
 from shoal.node.checkpointing import APPLIED, Checkpointer
 from shoal.node.checkpoints import CheckpointStore
 from shoal.node.chronicle import Chronicle
+from shoal.node.clock import now_ms
 from shoal.node.company import Company, contacts
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver, Duties
@@ -296,7 +296,7 @@ class Node:
     async def stop(self) -> None:
         """End links, timers, training and whatever else runs beside: after this the database may
         close."""
-        self._consensus.close()
+        await self._consensus.close()
         await self.links.close()
         await self._gossip.close()
         if self._trainer is not None:
@@ -383,7 +383,7 @@ class Node:
 
     async def submit(self, operation: bytes) -> str:
         """Hand a signed operation to the validators; returns "" or why not."""
-        return self._door.submit(operation, time.time_ns() // 1_000_000)
+        return self._door.submit(operation, now_ms())
 
     def address_of(self, member: bytes) -> str:
         """Return the address that the ledger has for a member, "" where it has none."""

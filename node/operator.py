@@ -16,6 +16,7 @@ from shoal.consensus.changes import Change, ChangeKind
 from shoal.consensus.quorum import quorum
 from shoal.consensus.records import Leave, operation_bytes
 from shoal.node.channels import own_channel
+from shoal.node.clock import now_ms
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
 from shoal.node.genesis import MeshParameters, load_genesis
@@ -105,7 +106,7 @@ def leave(
             raise UserError(warning)
         if limit_s:
             await _hand_over(directory, identity, mesh_id, status, limit_s, report)
-        unsigned = Leave(member=identity.node_id, time_ms=time.time_ns() // 1_000_000)
+        unsigned = Leave(member=identity.node_id, time_ms=now_ms())
         signature = identity.sign(unsigned.signed_bytes(mesh_id))
         operation = operation_bytes(replace(unsigned, signature=signature))
         await _submit(address, identity, operation)

@@ -10,7 +10,6 @@ process leaves behind is whole pieces and nothing else. Everything here blocks: 
 thread.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,31 +22,11 @@ from shoal.gossip.chunks import (
 )
 from shoal.gossip.manifest import HEADER
 from shoal.node.bulk_wire import Description
+from shoal.node.durable import TEMPORARY, write_durably
 from shoal.node.errors import PeerError
 
 _PARTS = ("operation", "certificate", "settled")
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY = ".new"
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, whole or not at all, on the disk before it returns."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    settle(temporary, path)
-
-
-def settle(temporary: Path, path: Path) -> None:
-    """Give a file that is on the disk its final name, durably."""
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_parts(path: Path) -> tuple[bytes, bytes, bytes]:
@@ -134,7 +113,7 @@ class PieceDirectory:
         """
         sound = set()
         if self._chunks.is_dir():
-            for leftover in self._chunks.glob(f"*{_TEMPORARY}"):
+            for leftover in self._chunks.glob(f"*{TEMPORARY}"):
                 leftover.unlink()
         for address in self.addresses():
             path = self._chunks / address.hex()

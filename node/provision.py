@@ -3,13 +3,13 @@
 import asyncio
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shoal.consensus.invitations import Invitation
 from shoal.node.addresses import parse_node_id, split_address
+from shoal.node.clock import now_ms
 from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names
 from shoal.node.errors import UserError
 from shoal.node.founding import create_mesh
@@ -127,7 +127,7 @@ def join_and_configure(
             f"wrong mesh: the invitation is to {invitation.mesh_id.hex()}, not to {mesh_id}; ask "
             "for one to that mesh"
         )
-    require_current(invitation, time.time_ns() // 1_000_000)
+    require_current(invitation, now_ms())
     if is_node:
         return _invited_again(directory, invitation)
     chosen = load_preset(preset)

@@ -27,6 +27,7 @@ from shoal.node.bulk_wire import Description
 from shoal.node.bulk_wire import Holdings as HeldPieces
 from shoal.node.config import RetentionSettings
 from shoal.node.database import Database
+from shoal.node.durable import settle
 from shoal.node.errors import PeerError
 from shoal.node.fetch import ChunkFetch
 from shoal.node.fetch_plan import FetchSettings
@@ -35,7 +36,7 @@ from shoal.node.holdings import Holdings
 from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
-from shoal.node.pieces import settle, sizes_of
+from shoal.node.pieces import sizes_of
 from shoal.node.rate import TokenBucket
 from shoal.node.retention import DELTA_LOG, Piece, Plan, handed_over
 
