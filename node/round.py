@@ -21,8 +21,9 @@ import torch
 from shoal.compression.codec import encode
 from shoal.compression.residual import Residual
 from shoal.compression.select import NonFiniteError, select
-from shoal.gossip.delta import Delta, make_delta
+from shoal.gossip.delta import Delta, DeltaHeader, make_delta
 from shoal.gossip.errors import DeltaError
+from shoal.gossip.pace import Pace
 from shoal.gossip.parameters import EpochParameters, clip_scales
 from shoal.node.genesis import MeshParameters
 from shoal.node.identity import Identity
@@ -82,6 +83,14 @@ class RoundLoop:
         self._in_flight = 0
         self.facts = RoundFacts(sequence=sequence)
         self.residual = Residual(torch.zeros(model.schema.layout.total), mesh().beta)
+        self._pace = Pace(identity.node_id)
+        self._told = model.on_added
+        model.on_added = self._on_added
+
+    def _on_added(self, header: DeltaHeader) -> None:
+        self._told(header)
+        now_s = asyncio.get_running_loop().time()
+        self._pace.heard(header.sender, header.tokens, now_s)
 
     async def run(self) -> None:
         """Train and publish until `max_rounds` deltas exist; 0 means for ever."""
@@ -176,7 +185,7 @@ class RoundLoop:
         mesh = self._mesh()
         self._trainer.order_round(
             self._ordered,
-            steps=mesh.local_steps,
+            steps=self._pace.steps(mesh.local_steps),
             tokens_done=self._model.tokens,
             step_tokens=self._step_tokens * max(1, len(self._model.parameters.members)),
             schedule={

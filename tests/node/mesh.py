@@ -80,6 +80,9 @@ class MadeUpTraining:
         self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
         self._free_at = 0.0
         self.schedule: Mapping[str, float] | None = None
+        # A slow machine takes longer for each step; None: a round always takes as long.
+        self.step_seconds: float | None = None
+        self.steps: list[int] = []
 
     async def shard_tokens(self) -> int:
         return 1000
@@ -101,8 +104,10 @@ class MadeUpTraining:
         slot = self.delta_slot(number)
         slot.copy_(torch.randn(slot.shape, generator=self._random) * 1e-3)
         loop = asyncio.get_running_loop()
-        self._free_at = max(self._free_at, loop.time()) + ROUND_SECONDS
-        result = RoundResult(number, 1.0, steps, 100, ROUND_SECONDS)
+        self.steps.append(steps)
+        seconds = ROUND_SECONDS if self.step_seconds is None else steps * self.step_seconds
+        self._free_at = max(self._free_at, loop.time()) + seconds
+        result = RoundResult(number, 1.0, steps, 50 * steps, seconds)
         loop.call_at(self._free_at, self._rounds.put_nowait, result)
 
     async def next_result(self) -> RoundResult:

@@ -25,6 +25,7 @@ from shoal.node.verify import verify_checkpoint
 from tests.node.inviting import invitation_by
 from tests.node.mesh import (
     QUICK,
+    ROUND_SECONDS,
     RunningNode,
     any_address,
     found_mesh,
@@ -183,5 +184,19 @@ def test_a_mesh_lives_through_new_leaves_of_all_its_nodes(
             await until(lambda: all(len(n.node.links.connected) == 3 for n in nodes), nodes)
             refused = {reason for node in nodes for reason in node.node.status().rejected}
             assert refused.isdisjoint({"leaf-expired", "bad-certificate", "not-a-member"})
+
+    asyncio.run(story())
+
+
+@pytest.mark.timeout(180)
+def test_a_slow_node_makes_short_rounds_and_publishes_with_the_others(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path, local_steps=8), rounds=0) as nodes:
+            for node, slowness in zip(nodes, (1, 1, 1, 3), strict=True):
+                node.training.step_seconds = slowness * ROUND_SECONDS / 8
+            slow = nodes[3].training
+            await until(lambda: len(slow.steps) >= 10 and slow.steps[-1] < 8, nodes)
+            assert slow.steps[0] == 8 and 2 <= slow.steps[-1] <= 4
+            assert all(set(node.training.steps) == {8} for node in nodes[:3])
 
     asyncio.run(story())
