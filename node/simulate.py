@@ -27,7 +27,7 @@ from shoal.gossip.strategies.strategy import AnyStrategy, Reach, Work
 from shoal.gossip.topology import graph, matching
 from shoal.gossip.weights import Member, objective_weights
 from shoal.node.simulate_delivery import Post
-from shoal.node.simulate_plan import Members, Plan, make_strategy
+from shoal.node.simulate_plan import ABSENT, Members, Plan, make_strategy
 from shoal.training.builtin_text import SHARDS_MAX
 from shoal.training.data import load
 from shoal.training.local_steps import Schedule
@@ -117,14 +117,17 @@ class World:
         self._optimizer = StackedAdamW(plan.peers, self._model.parameters)
         self.genesis = self._model.initial(torch.Generator().manual_seed(plan.seed))
         self.schema = schema_of(self._model, self.genesis)
-        self._shares = dict(objective_weights([Member(*m) for m in self._members(self.ids)], {}))
-        self.strategy = strategy or self._make_strategy()
-        self.states: dict[bytes, Any] = {
-            me: self.strategy.begin(me, self.genesis) for me in self.ids
-        }
-        self._post = Post(self.strategy, plan.drop, np.random.default_rng((plan.seed, 2)))
         # The last ones, so that runs with and without them have the same honest peers.
         self._liars = frozenset(self.ids[plan.peers - plan.attackers :])
+        absent = self._liars if plan.attack == ABSENT else frozenset()
+        self._founders = [me for me in self.ids if me not in absent]
+        members = [Member(*member) for member in self._members(self._founders)]
+        self._shares = dict(objective_weights(members, {}))
+        self.strategy = strategy or self._make_strategy()
+        self.states: dict[bytes, Any] = {
+            me: self.strategy.begin(me, self.genesis) for me in self._founders
+        }
+        self._post = Post(self.strategy, plan.drop, np.random.default_rng((plan.seed, 2)))
         slow = round(plan.stragglers * plan.peers)
         self._slow = frozenset(self._rng.choice(plan.peers, slow, replace=False).tolist())
         self._away: dict[bytes, int] = {}
@@ -302,7 +305,7 @@ class World:
     # --- making and measuring -----------------------------------------------------------------
 
     def _make_strategy(self) -> AnyStrategy:
-        return make_strategy(self.plan, self.schema, self._members(self.ids), self._shares)
+        return make_strategy(self.plan, self.schema, self._members(self._founders), self._shares)
 
     def _make_replicas(self) -> list[tuple[DeltaLog, LogState]]:
         """Members that do nothing but listen, and share no work with anybody."""

@@ -33,7 +33,7 @@ def simulate(
         float, typer.Option(min=0.0, max=1.0, help="share of peers 5 times slower")
     ] = 0.0,
     attack: Annotated[
-        str, typer.Option(help="none, sign-flip, noise, ipm, alie or dissensus")
+        str, typer.Option(help="none, sign-flip, noise, ipm, alie, dissensus or absent")
     ] = "none",
     attackers: Annotated[int, typer.Option(min=0, help="how many of the peers lie")] = 0,
     robust: Annotated[

@@ -20,7 +20,9 @@ from shoal.node.errors import UserError
 
 MIXING = ("choco", "gasloc", "dpsgd")
 STRATEGIES = ("delta-log", *MIXING, "noloco", "diloco", "isolated")
-ATTACK_NAMES = ("none", *ATTACKS, "dissensus")
+# Absent attackers are what an attack is compared with: the honest alone, with the same texts.
+ABSENT = "absent"
+ATTACK_NAMES = ("none", ABSENT, *ATTACKS, "dissensus")
 ROBUST = ("auto", "clip", "trust", *PULLS)
 PEERS_MAX = 1024
 # Aggregate density of all members (algorithms.md 1.4), and how often each value can be said.

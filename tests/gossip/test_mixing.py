@@ -1,6 +1,7 @@
 """The weights of neighbours: rows of a matrix that keeps the mesh's objective where it is."""
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -59,9 +60,8 @@ def test_mixing_goes_to_the_weighted_mean_at_the_rate_of_the_gap() -> None:
     for _ in range(40):
         x = weights @ x
         apart.append(float(np.sqrt(np.dot(shares, (x - target) ** 2))))
-    assert all(
-        later <= (1.0 - gap) * now + 1e-12 for now, later in zip(apart, apart[1:], strict=False)
-    )
+    for now, later in pairwise(apart):
+        assert later <= (1.0 - gap) * now + 1e-12
     assert apart[-1] < 1e-3 * apart[0]
 
 

@@ -22,7 +22,7 @@ def resting() -> Heading:
     return Heading(np.zeros(SCHEMA.layout.total))
 
 
-def played(rounds: int, liar: float, loud: float = 1.0) -> tuple[list[float], Heading]:
+def played(rounds: int, liar: float) -> tuple[list[float], Heading]:
     """Four honest members go one way, each with noise of its own; the fifth times `liar`."""
     heading = resting()
     way = hashed_weights("the way")
@@ -32,7 +32,7 @@ def played(rounds: int, liar: float, loud: float = 1.0) -> tuple[list[float], He
         for who in range(1, 6):
             vector = way + hashed_weights(f"noise {who} {number}")
             if who == 5:
-                vector = vector * liar * loud
+                vector = vector * liar
             voices.append(Voice(member(who), saying(vector * 0.01), EPOCH))
         worths, heading = close_round(voices, heading)
         weights = [worth.weight * 5 for worth in worths]
