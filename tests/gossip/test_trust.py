@@ -46,7 +46,7 @@ def test_at_rest_everybody_counts_the_same() -> None:
 
 def test_a_liar_is_left_with_the_floor_and_the_honest_keep_theirs() -> None:
     weights, _ = played(4, liar=-1.0)
-    assert weights[4] == FLOOR
+    assert np.isclose(weights[4], FLOOR)
     assert min(weights[:4]) > 0.8
     weights, _ = played(4, liar=1.0)
     assert min(weights) > 0.8
@@ -72,7 +72,7 @@ def test_the_bits_are_these_on_every_machine() -> None:
     assert hashlib.sha256(heading.momentum.astype("<f8").tobytes()).hexdigest() == GOLDEN
 
 
-GOLDEN = ""
+GOLDEN = "7eeb6600617397603c36a79e75c0b74ec24cfa645c1eb8c2f83efdd97214798e"
 
 
 def test_the_heading_given_is_not_changed() -> None:
