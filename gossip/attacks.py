@@ -34,14 +34,14 @@ Attack = Callable[[Sight], torch.Tensor]
 
 def sign_flip(sight: Sight, *, factor: float = 5.0) -> torch.Tensor:
     """-factor * own: uphill, faster than the others go down (Li et al., 2019, RSA)."""
-    flipped: torch.Tensor = sight.own * -factor
-    return flipped
+    return sight.own.mul(-factor)
 
 
 def scaled_noise(sight: Sight, *, factor: float = 30.0) -> torch.Tensor:
     """Gaussian noise with `factor` times the norm of what it would say honestly."""
     noise = torch.randn(sight.own.shape, generator=sight.generator)
-    return noise * (factor * sight.own.norm() / noise.norm().clamp_min(1e-30))
+    size = factor * sight.own.norm() / noise.norm().clamp_min(1e-30)
+    return noise.mul_(size)
 
 
 def inner_product_manipulation(sight: Sight, *, epsilon: float = 3.0) -> torch.Tensor:

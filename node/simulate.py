@@ -14,6 +14,7 @@ orders of their own, must have one root.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def peer_id(index: int) -> bytes:
     return hashlib.sha256(b"simulated peer" + index.to_bytes(4, "big")).digest()
 
 
+@lru_cache(maxsize=2)
 def read_texts(peers: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Each peer's own text by subject, and what all of them held out: characters, int64."""
     shards = min(peers, SHARDS_MAX)
@@ -311,7 +313,7 @@ class World:
         """Members that do nothing but listen, and share no work with anybody."""
         if not isinstance(self.strategy, DeltaLog):
             return []
-        strategies = [self._make_strategy() for _ in range(REPLICAS)]
+        strategies = [replace(self.strategy) for _ in range(REPLICAS)]
         return [(s, s.begin(self.ids[0], self.genesis)) for s in strategies]
 
     def _members(self, ids: list[bytes]) -> Members:

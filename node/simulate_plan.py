@@ -61,7 +61,7 @@ class Plan:
     hidden: int = 64
     batch: int = 4
     predicted: int = 32
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     gamma: float | None = None
 
     def check(self) -> None:

@@ -107,9 +107,9 @@ class DeltaLog:
     start_share: float = 0.3
     clip_factor: float = 2.0
     closed: bool = False
-    _shared: Shared[Live] = field(default_factory=Shared)
+    _shared: Shared[Live] = field(default_factory=Shared, init=False, repr=False)
     _tables: "WeakKeyDictionary[LogDelta, NDArray[np.int32]]" = field(
-        default_factory=WeakKeyDictionary
+        default_factory=WeakKeyDictionary, init=False, repr=False
     )
 
     @property

@@ -45,7 +45,7 @@ class Diloco:
     mu: float = 0.9
     shares: Mapping[bytes, float] = field(default_factory=dict)
     reach = Reach.AGREED
-    _shared: Shared[Outer] = field(default_factory=Shared)
+    _shared: Shared[Outer] = field(default_factory=Shared, init=False, repr=False)
 
     def begin(self, me: bytes, weights: torch.Tensor) -> DilocoState:
         """Start from agreed weights, at rest."""

@@ -29,7 +29,7 @@ def assert_copies_are_equal(world: Targets, rows: Any) -> None:
 
 
 def repair(world: Targets, me: bytes) -> list[Any]:
-    answers = []
+    answers: list[Any] = []
     for other, after in world.states[me].wanted.items():
         answers += CHOCO.answer(world.states[other], after)
     world.states[me] = CHOCO.repair(world.states[me], answers)

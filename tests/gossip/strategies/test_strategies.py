@@ -77,7 +77,7 @@ def test_dpsgd_converges_on_every_graph(kind: str) -> None:
 class NaiveAverage(DeltaLog):
     """Neighbours add each other's compressed deltas: nothing contracts (algorithms.md 1.3)."""
 
-    reach = Reach.NEIGHBOURS  # type: ignore[assignment]
+    reach = Reach.NEIGHBOURS
 
     def listen(self, state: Any, messages: Sequence[Any], row: Row = {}) -> Any:  # noqa: B006
         epoch = replace(state.epoch, alpha=state.epoch.alpha * COUNT)
