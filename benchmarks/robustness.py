@@ -1,6 +1,7 @@
 """Loss against how much goes wrong: lost messages, churn, stragglers, attackers.
 
-    python -m benchmarks.robustness drop --peers 8 --rounds 20 --seeds 1     a minute or two
+    python -m benchmarks.robustness drop --peers 8 --rounds 20 --seeds 1     two minutes
+    python -m benchmarks.robustness ipm --attackers 3 --rounds 20 --seeds 1  the same
     python -m benchmarks.robustness all --out runs/robustness.jsonl --plots  everything, 3 seeds
 
 JSON lines; with --plots pictures in benchmarks/plots/. Real strategies, codec and anchors
@@ -42,18 +43,18 @@ TROUBLES: dict[str, Callable[[Plan, float], Plan]] = {
 }
 
 
-def trouble_plans(trouble: str, base: Plan, seeds: int) -> list[Plan]:
+def trouble_plans(trouble: str, base: Plan, seeds: int, rates: Sequence[float]) -> list[Plan]:
     """Every strategy at every rate."""
     return [
         replace(TROUBLES[trouble](base, rate), strategy=strategy, seed=seed)
         for seed in range(seeds)
         for strategy in STRATEGIES
-        for rate in RATES
+        for rate in rates
     ]
 
 
-def attack_plans(attack: str, base: Plan, seeds: int) -> list[Plan]:
-    """Every defence against 0 to 4 attackers, and each strategy with the honest alone."""
+def attack_plans(attack: str, base: Plan, seeds: int, counts: Sequence[int]) -> list[Plan]:
+    """Every defence against so many attackers, and each strategy with the honest alone."""
     base = replace(base, degree=ATTACKED_DEGREE)
     fitting = [pair for pair in DEFENCES if attack != "dissensus" or pair[0] in MIXING]
     runs = [(attack, *pair) for pair in fitting]
@@ -69,7 +70,7 @@ def attack_plans(attack: str, base: Plan, seeds: int) -> list[Plan]:
         )
         for seed in range(seeds)
         for what, strategy, robust in runs
-        for liars in ATTACKED
+        for liars in counts
     ]
 
 
@@ -107,13 +108,18 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--attackers", type=int, nargs="+", default=ATTACKED)
     parser.add_argument("--out", type=Path, help="collect and continue here")
     parser.add_argument("--plots", action="store_true")
     options = parser.parse_args()
     base = Plan(peers=options.peers, rounds=options.rounds)
     for what in (*TROUBLES, *ATTACKS) if options.what == "all" else (options.what,):
-        make = trouble_plans if what in TROUBLES else attack_plans
-        results = list(run_all(make(what, base, options.seeds), options.out))
+        if what in TROUBLES:
+            plans = trouble_plans(what, base, options.seeds, options.rates)
+        else:
+            plans = attack_plans(what, base, options.seeds, options.attackers)
+        results = list(run_all(plans, options.out))
         if options.plots:
             draw(what, results)
 

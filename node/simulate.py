@@ -146,7 +146,7 @@ class World:
                 self._turn(number)
             loss = self._round(number)
             yield self._measure(number, loss)
-        self._check_and_commit()
+        self._check()
 
     # --- one round ----------------------------------------------------------------------------
 
@@ -247,8 +247,9 @@ class World:
 
     def _turn(self, number: int) -> None:
         if number > 1:
-            self._check_and_commit()
+            self._check()
             self._leave_and_come_back()
+            self._commit()
         present = list(self.states)
         if self.strategy.reach is Reach.NEIGHBOURS:
             seed = self.plan.seed.to_bytes(8, "big")
@@ -271,8 +272,8 @@ class World:
             self._optimizer.reset(self.ids.index(me))
         self.states = {me: self.states[me] for me in self.ids if me in self.states}
 
-    def _check_and_commit(self) -> None:
-        """A cut: everybody pulls what it lacks, all roots are compared, the next epoch begins."""
+    def _check(self) -> None:
+        """A cut: everybody pulls what it lacks, and all roots are compared."""
         if not isinstance(self.strategy, DeltaLog):
             return
         if self.strategy.reach is Reach.EVERYBODY:
@@ -283,9 +284,13 @@ class World:
         if len(roots) != 1:
             raise AnchorsDiffer(f"{len(roots)} roots of one set of deltas, seed {self.plan.seed}")
         self.epochs_checked += 1
+
+    def _commit(self) -> None:
+        """The next epoch, whose members are those who are there now; one anchor for all."""
+        if not isinstance(self.strategy, DeltaLog):
+            return
         first: LogState = next(iter(self.states.values()))
-        members = self._members(list(self.states))
-        epoch = self.strategy.next_epoch(first, self._cut, members)
+        epoch = self.strategy.next_epoch(first, self._cut, self._members(list(self.states)))
         for me, state in self.states.items():
             self.states[me] = self.strategy.turn(replace(state, live=first.live), epoch)
         self._replicas = [

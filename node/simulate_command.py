@@ -41,6 +41,7 @@ def simulate(
     ] = "auto",
     hidden: Annotated[int, typer.Option(min=4, max=4096, help="units of the model")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="of this process")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="directory for rounds.csv, summary.json and plots")
     ] = None,
@@ -81,8 +82,11 @@ def simulate(
         if out is None:
             raise UserError("--plots needs a place: give --out DIRECTORY too")
         require_matplotlib()
+    import torch
+
     from shoal.node.simulate import World, summary_of
 
+    torch.set_num_threads(threads)
     world = World(plan)
     rows: list[dict[str, Any]] = []
     for measured in world.run():
