@@ -39,6 +39,7 @@ __all__ = [
     "clip_scales",
     "contribution_of",
     "genesis_parameters",
+    "median_clip",
     "message_norms",
     "next_parameters",
 ]
@@ -258,11 +259,20 @@ def _next_alpha(
 def _next_clip(
     previous: tuple[float, ...], contributions: Sequence[Contribution], factor: float
 ) -> tuple[float, ...]:
-    """factor * median norm per tensor. Messages that leave a tensor alone do not count; where
-    all do, the radius stays: a radius of 0 would shut the tensor out."""
     if not contributions:
         return previous
     norms = np.stack([contribution.norms for contribution in contributions])
+    return median_clip(previous, norms, factor)
+
+
+def median_clip(
+    previous: tuple[float, ...], norms: NDArray[np.float64], factor: float
+) -> tuple[float, ...]:
+    """factor * median norm per tensor, of norms float64 [messages, T] with at least one message.
+
+    Messages that leave a tensor alone do not count; where all do, the radius stays `previous`: a
+    radius of 0 would shut the tensor out.
+    """
     present = np.count_nonzero(norms, axis=0)
     ordered = np.sort(np.where(norms > 0.0, norms, math.inf), axis=0)
     lower = np.take_along_axis(ordered, np.maximum(present - 1, 0)[None] // 2, axis=0)[0]

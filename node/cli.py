@@ -27,6 +27,7 @@ from shoal.node import (
     life_commands,
     membership_commands,
     proof_commands,
+    simulate_command,
 )
 from shoal.node.addresses import DEFAULT_INSPECT
 from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, Target, parse_overrides
@@ -223,6 +224,7 @@ membership_commands.register(app)
 identity_commands.register(app)
 life_commands.register(app)
 doctor_command.register(app)
+simulate_command.register(app)
 
 
 async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:

@@ -18,13 +18,13 @@ import psutil
 import structlog
 import torch
 
-from shoal.compression.codec import encode
 from shoal.compression.residual import Residual
-from shoal.compression.select import NonFiniteError, select
+from shoal.compression.select import NonFiniteError
 from shoal.gossip.delta import Delta, DeltaHeader, make_delta
 from shoal.gossip.errors import DeltaError
 from shoal.gossip.pace import Pace
-from shoal.gossip.parameters import EpochParameters, clip_scales
+from shoal.gossip.parameters import EpochParameters
+from shoal.gossip.strategies.delta_log import say
 from shoal.node.genesis import MeshParameters
 from shoal.node.identity import Identity
 from shoal.node.shared_model import SharedModel, Unsaid
@@ -156,9 +156,7 @@ class RoundLoop:
         self.residual.absorb(delta)
         if self._model.book.pending_of(self._identity.node_id) >= OWN_PENDING_MAX:
             return None
-        kept = select(self.residual.error, self._model.schema.layout, parameters.kept_per_chunk)
-        self.residual.subtract(kept, clip_scales(parameters, kept))
-        frame = encode(kept)
+        kept, frame = say(self.residual, parameters, self._model.schema)
         self.facts.frame_bytes += len(frame)
         self.facts.values_kept += len(kept.indices)
         self.facts.values_dense += self._model.schema.layout.total

@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parents[2] / "gossip"
 def raised_reasons() -> set[str]:
     """First arguments of everything that looks like an error being made."""
     found = set()
-    for path in FOLDER.glob("*.py"):
+    for path in FOLDER.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not node.args:
                 continue

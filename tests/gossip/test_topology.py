@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from shoal.gossip.topology import neighbours
+from shoal.gossip.topology import GRAPHS, matching, neighbours
+from shoal.gossip.topology import graph as named_graph
 from tests.gossip.builders import member
 
 IDS = [hashlib.sha256(bytes([n // 256, n % 256])).digest() for n in range(300)]
@@ -74,3 +75,43 @@ def test_small_meshes_just_above_the_full_mesh_are_regular_for_many_seeds() -> N
     for number in range(20):
         for others in graph(17, bytes([number]) * 32).values():
             assert 6 <= len(others) <= 8
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 12, 16, 17, 64])
+def test_every_named_graph_is_connected_and_mutual(kind: str, count: int) -> None:
+    links = named_graph(kind, IDS[:count], SEED, 4)
+    for me, others in links.items():
+        assert me not in others
+        assert list(others) == sorted(set(others))
+        assert all(me in links[other] for other in others), "links are mutual"
+    farthest(links)
+
+
+def test_named_graphs_have_the_links_of_their_names() -> None:
+    degrees = {
+        kind: {len(others) for others in named_graph(kind, IDS[:64], SEED, 6).values()}
+        for kind in GRAPHS
+    }
+    assert degrees == {
+        "ring": {2},
+        "torus": {4},
+        "exponential": {11},  # 1, 2, 4, 8, 16 both ways, and 32, which is both ways at once
+        "random-regular": {6},
+        "complete": {63},
+    }
+    steps = {kind: farthest(named_graph(kind, IDS[:64], SEED, 6)) for kind in GRAPHS}
+    assert steps["complete"] == 1
+    assert steps["ring"] == 32
+    assert steps["torus"] == 8
+    assert steps["exponential"] == 3
+    assert steps["random-regular"] <= 4
+
+
+def test_everybody_meets_one_other_and_not_the_same_every_round() -> None:
+    for count in (2, 7, 16):
+        pairs = [matching(IDS[:count], SEED, number) for number in range(20)]
+        for met in pairs:
+            assert len(met) == count - count % 2
+            assert all(met[other] == me and other != me for me, other in met.items())
+        assert count == 2 or len({tuple(sorted(met.items())) for met in pairs}) > 10

@@ -1,0 +1,368 @@
+"""Many peers in one process, in virtual time: the body of `shoal simulate`.
+
+The strategies, the codec, the anchor, the mixing weights and the parameters of an epoch are the
+real ones, a state for each peer; only training is stacked (training/stacked.py), and only the
+network is made up (simulate_delivery.py). A round lasts as long as a peer of ordinary speed needs
+for its local steps. Where nobody waits for anybody, a straggler speaks every few rounds; elsewhere
+everybody waits for it.
+
+In delta-log all peers that hold the same deltas share one anchor. That this is no assumption is
+checked at every cut: the anchors of all peers, and those of replicas that heard the same deltas in
+orders of their own, must have one root.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.gossip.attacks import ATTACKS, Sight, dissensus
+from shoal.gossip.mixing import Row, mixing_rows, pair_row
+from shoal.gossip.schema import ModelSchema, TensorSchema, choose_fraction_bits
+from shoal.gossip.strategies.delta_log import DeltaLog, LogDelta, LogState
+from shoal.gossip.strategies.strategy import AnyStrategy, Reach, Work
+from shoal.gossip.topology import graph, matching
+from shoal.gossip.weights import Member, objective_weights
+from shoal.node.simulate_delivery import Post
+from shoal.node.simulate_plan import ABSENT, Members, Plan, make_strategy
+from shoal.training.builtin_text import SHARDS_MAX
+from shoal.training.data import load
+from shoal.training.local_steps import Schedule
+from shoal.training.stacked import (
+    CONTEXT,
+    StackedAdamW,
+    StackedModel,
+    StackedText,
+    Steps,
+    characters,
+    evaluate,
+    train,
+)
+from shoal.training.tokenizer import ByteTokenizer
+
+EVALUATED_WINDOWS = 256
+# Peers whose own models are measured; the mean of all is measured besides.
+EVALUATED_PEERS = 16
+REPLICAS = 3
+WARMUP_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One round. time: in rounds of an ordinary peer; losses in nats per character, of the mean
+    of the honest peers' models, of their own models, and while training; consensus: root mean
+    square distance of models to their mean; bytes_per_peer: sent since the start, mean."""
+
+    round: int
+    time: float
+    loss_mean: float
+    loss_individual: float
+    loss_train: float | None
+    consensus: float
+    consensus_relative: float
+    bytes_per_peer: float
+    peers: int
+
+
+class AnchorsDiffer(AssertionError):
+    """Equal sets of deltas gave different anchors: our fault, whatever the cause."""
+
+
+def peer_id(index: int) -> bytes:
+    """The id of a simulated peer."""
+    return hashlib.sha256(b"simulated peer" + index.to_bytes(4, "big")).digest()
+
+
+@lru_cache(maxsize=2)
+def read_texts(peers: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Each peer's own text by subject, and what all of them held out: characters, int64."""
+    shards = min(peers, SHARDS_MAX)
+    corpora = [load(f"builtin:{index}/{shards}", ByteTokenizer()) for index in range(shards)]
+    texts = []
+    for index, corpus in enumerate(corpora):
+        sharing = len(range(index, peers, shards))
+        texts.append(np.array_split(corpus.train, sharing))
+    own = [characters(texts[peer % shards][peer // shards]) for peer in range(peers)]
+    return own, characters(np.concatenate([corpus.held_out for corpus in corpora]))
+
+
+def schema_of(model: StackedModel, weights: torch.Tensor) -> ModelSchema:
+    """The schema of a stacked model's row."""
+    tensors = []
+    start = 0
+    for name, shape in model.shapes.items():
+        tensor = TensorSchema(name, shape, 0)
+        largest = float(weights[start : start + tensor.size].abs().max())
+        tensors.append(TensorSchema(name, shape, choose_fraction_bits(largest)))
+        start += tensor.size
+    return ModelSchema(tuple(tensors))
+
+
+class World:
+    """All peers of one simulated run."""
+
+    def __init__(self, plan: Plan, *, strategy: AnyStrategy | None = None) -> None:
+        """strategy: instead of the one that the plan names; tests put broken ones here."""
+        plan.check()
+        self.plan = plan
+        self._rng = np.random.default_rng((plan.seed, 1))
+        self._noise = torch.Generator().manual_seed(plan.seed)
+        self._model = StackedModel(plan.hidden)
+        self.ids = [peer_id(index) for index in range(plan.peers)]
+        texts, held_out = read_texts(plan.peers)
+        self._text = StackedText(texts, seed=plan.seed)
+        self._windows = self._held_out_windows(held_out)
+        self._optimizer = StackedAdamW(plan.peers, self._model.parameters)
+        self.genesis = self._model.initial(torch.Generator().manual_seed(plan.seed))
+        self.schema = schema_of(self._model, self.genesis)
+        # The last ones, so that runs with and without them have the same honest peers.
+        self._liars = frozenset(self.ids[plan.peers - plan.attackers :])
+        absent = self._liars if plan.attack == ABSENT else frozenset()
+        self._founders = [me for me in self.ids if me not in absent]
+        members = [Member(*member) for member in self._members(self._founders)]
+        self._shares = dict(objective_weights(members, {}))
+        self.strategy = strategy or self._make_strategy()
+        self.states: dict[bytes, Any] = {
+            me: self.strategy.begin(me, self.genesis) for me in self._founders
+        }
+        self._post = Post(self.strategy, plan.drop, np.random.default_rng((plan.seed, 2)))
+        slow = round(plan.stragglers * plan.peers)
+        self._slow = frozenset(self._rng.choice(plan.peers, slow, replace=False).tolist())
+        self._away: dict[bytes, int] = {}
+        self._began: dict[bytes, torch.Tensor] = {}
+        self._cut: list[LogDelta] = []
+        self._replicas = self._make_replicas()
+        self.time = 0.0
+        self.epochs_checked = 0
+
+    def run(self) -> Iterator[Measured]:
+        """Play all rounds; yields one record a round."""
+        for number in range(1, self.plan.rounds + 1):
+            if (number - 1) % self.plan.epoch_rounds == 0:
+                self._turn(number)
+            loss = self._round(number)
+            yield self._measure(number, loss)
+        self._check()
+
+    # --- one round ----------------------------------------------------------------------------
+
+    def _round(self, number: int) -> float | None:
+        for me in self.states:
+            if me not in self._began:
+                self._began[me] = self.strategy.start(self.states[me])
+        ready = [i for i, me in enumerate(self.ids) if me in self.states and self._due(i, number)]
+        rows = self._rows(number)
+        works, loss = self._train(ready, number)
+        works.update(self._lies(works, rows))
+        spoken = {}
+        for me, work in works.items():
+            self.states[me], message = self.strategy.speak(self.states[me], work)
+            del self._began[me]
+            if message is not None:
+                spoken[me] = message
+        self._post.deliver(self.states, spoken, rows)
+        self._cut.extend(m for m in spoken.values() if isinstance(m, LogDelta))
+        waits = self.strategy.reach is not Reach.EVERYBODY and any(i in self._slow for i in ready)
+        self.time += self.plan.slowdown if waits else 1
+        return loss
+
+    def _due(self, index: int, number: int) -> bool:
+        """Whether a peer finishes its steps in this round: stragglers do so every few rounds."""
+        if self.strategy.reach is not Reach.EVERYBODY or index not in self._slow:
+            return True
+        return (number + index) % self.plan.slowdown == 0
+
+    def _train(self, ready: list[int], number: int) -> tuple[dict[bytes, Work], float | None]:
+        plan = self.plan
+        if not ready:
+            return {}, None
+        rows = torch.stack([self._began[self.ids[index]] for index in ready])
+        first = (number - 1) * plan.local_steps
+        steps = Steps(self._rates(first), first, plan.batch, plan.predicted)
+        ends, losses = train(self._model, self._optimizer, self._text, ready, rows, steps)
+        tokens = plan.local_steps * plan.batch * plan.predicted
+        works = {
+            self.ids[index]: Work(self._began[self.ids[index]], end, plan.local_steps, tokens)
+            for index, end in zip(ready, ends.unbind(), strict=True)
+        }
+        return works, float(losses.mean())
+
+    def _rates(self, first: int) -> list[float]:
+        total = self.plan.rounds * self.plan.local_steps
+        schedule = Schedule(
+            learning_rate=self.plan.learning_rate,
+            warmup_tokens=max(1, round(WARMUP_SHARE * total)),
+            schedule_tokens=total,
+        )
+        return [schedule.at(first + step) for step in range(self.plan.local_steps)]
+
+    def _lies(self, works: dict[bytes, Work], rows: dict[bytes, Row]) -> dict[bytes, Work]:
+        """What attackers claim to have trained, instead of what they did."""
+        honest = [me for me in works if me not in self._liars]
+        liars = [me for me in works if me in self._liars]
+        if not honest or not liars:
+            return {}
+        deltas = torch.stack([works[me].delta for me in honest])
+        lies = {}
+        for me in liars:
+            work = works[me]
+            if self.plan.attack == "dissensus":
+                trained = self._divide(me, works, rows)
+            else:
+                sight = Sight(work.delta, deltas, len(liars), self._noise)
+                trained = work.began - ATTACKS[self.plan.attack](sight)
+            lies[me] = replace(work, trained=trained)
+        return lies
+
+    def _divide(self, me: bytes, works: dict[bytes, Work], rows: dict[bytes, Row]) -> torch.Tensor:
+        """Dissensus against the first honest neighbour, if there is one."""
+        victims = [other for other in rows[me] if other not in self._liars]
+        if not victims:
+            return works[me].trained
+        row = rows[victims[0]]
+        honest = [other for other in row if other not in self._liars]
+        if not honest:
+            return works[me].trained
+        return dissensus(
+            works[victims[0]].trained,
+            torch.stack([works[other].trained for other in honest]),
+            torch.tensor([row[other] for other in honest], dtype=torch.float64),
+            sum(weight for other, weight in row.items() if other in self._liars),
+        )
+
+    def _rows(self, number: int) -> dict[bytes, Row]:
+        if self.strategy.reach is Reach.NEIGHBOURS:
+            return {} if self.plan.strategy == "isolated" else self._mixing
+        if self.strategy.reach is not Reach.PARTNER:
+            return {}
+        seed = self.plan.seed.to_bytes(8, "big")
+        pairs = matching(self.states, seed, number)
+        return {me: pair_row(me, other, self._shares) for me, other in pairs.items()}
+
+    # --- epochs -------------------------------------------------------------------------------
+
+    def _turn(self, number: int) -> None:
+        if number > 1:
+            self._check()
+            self._leave_and_come_back()
+            self._commit()
+        present = list(self.states)
+        if self.strategy.reach is Reach.NEIGHBOURS:
+            seed = self.plan.seed.to_bytes(8, "big")
+            # Drawn anew only when somebody left: momentum is worth more than another graph.
+            links = graph(self.plan.topology, present, seed, self.plan.degree)
+            self._mixing = mixing_rows(links, self._shares)
+
+    def _leave_and_come_back(self) -> None:
+        back, self._away = self._away, {}
+        leaving = round(self.plan.churn * len(self.states))
+        honest = [me for me in self.states if me not in self._liars]
+        for place in self._rng.choice(len(honest), min(leaving, len(honest) - 2), replace=False):
+            me = honest[place]
+            self._away[me] = getattr(self.states.pop(me), "number", 0)
+            self._began.pop(me, None)
+        donors = [me for me in self.states if me not in self._liars]
+        for me, said in back.items():
+            donor = self.states[donors[int(self._rng.integers(len(donors)))]]
+            self.states[me] = self.strategy.join(me, donor, said)
+            self._optimizer.reset(self.ids.index(me))
+        self.states = {me: self.states[me] for me in self.ids if me in self.states}
+
+    def _check(self) -> None:
+        """A cut: everybody pulls what it lacks, and all roots are compared."""
+        if not isinstance(self.strategy, DeltaLog):
+            return
+        if self.strategy.reach is Reach.EVERYBODY:
+            self._post.catch_up(self.states)
+        heard = self._replay()
+        lives = {id(state.live): state.live for state in self.states.values()}
+        roots = {live.anchor.root() for live in (*lives.values(), *heard)}
+        if len(roots) != 1:
+            raise AnchorsDiffer(f"{len(roots)} roots of one set of deltas, seed {self.plan.seed}")
+        self.epochs_checked += 1
+
+    def _commit(self) -> None:
+        """The next epoch, whose members are those who are there now; one anchor for all."""
+        if not isinstance(self.strategy, DeltaLog):
+            return
+        first: LogState = next(iter(self.states.values()))
+        epoch = self.strategy.next_epoch(first, self._cut, self._members(list(self.states)))
+        for me, state in self.states.items():
+            self.states[me] = self.strategy.turn(replace(state, live=first.live), epoch)
+        self._replicas = [
+            (strategy, strategy.turn(state, epoch)) for strategy, state in self._replicas
+        ]
+        self._cut = []
+
+    def _replay(self) -> list[Any]:
+        """The cut once more, at each replica in an order and in portions of its own."""
+        if self.strategy.reach is not Reach.EVERYBODY:
+            return []
+        for place, (strategy, state) in enumerate(self._replicas):
+            order = self._rng.permutation(len(self._cut))
+            for portion in np.array_split(order, place + 2):
+                state = strategy.listen(state, [self._cut[index] for index in portion])
+            self._replicas[place] = (strategy, state)
+        return [state.live for _, state in self._replicas]
+
+    # --- making and measuring -----------------------------------------------------------------
+
+    def _make_strategy(self) -> AnyStrategy:
+        return make_strategy(self.plan, self.schema, self._members(self._founders), self._shares)
+
+    def _make_replicas(self) -> list[tuple[DeltaLog, LogState]]:
+        """Members that do nothing but listen, and share no work with anybody."""
+        if not isinstance(self.strategy, DeltaLog):
+            return []
+        strategies = [replace(self.strategy) for _ in range(REPLICAS)]
+        return [(s, s.begin(self.ids[0], self.genesis)) for s in strategies]
+
+    def _members(self, ids: list[bytes]) -> Members:
+        lengths = dict(zip(self.ids, self._text.lengths, strict=True))
+        return [(me, lengths[me], 1000) for me in ids]
+
+    def _held_out_windows(self, text: torch.Tensor) -> torch.Tensor:
+        length = CONTEXT + self.plan.predicted
+        starts = np.random.default_rng(0).integers(0, len(text) - length, EVALUATED_WINDOWS)
+        return text[torch.from_numpy(starts[:, None] + np.arange(length))]
+
+    def _measure(self, number: int, loss_train: float | None) -> Measured:
+        honest = [me for me in self.states if me not in self._liars]
+        total = torch.zeros_like(self.genesis, dtype=torch.float64)
+        squares = 0.0
+        for me in honest:
+            away = (self.strategy.model(self.states[me]) - self.genesis).double()
+            total += away
+            squares += float(away.square().sum())
+        mean = total / len(honest)
+        consensus = max(0.0, squares / len(honest) - float(mean.square().sum())) ** 0.5
+        some = honest[:: max(1, len(honest) // EVALUATED_PEERS)][:EVALUATED_PEERS]
+        models = [self.strategy.model(self.states[me]) for me in some]
+        rows = torch.stack([self.genesis + mean.float(), *models])
+        losses = evaluate(self._model, rows, self._windows)
+        return Measured(
+            round=number,
+            time=self.time,
+            loss_mean=float(losses[0]),
+            loss_individual=float(losses[1:].mean()),
+            loss_train=loss_train,
+            consensus=consensus,
+            consensus_relative=consensus / max(float(mean.norm()), 1e-30),
+            bytes_per_peer=self._post.bytes_sent / self.plan.peers,
+            peers=len(self.states),
+        )
+
+
+def summary_of(plan: Plan, last: Measured, world: World) -> dict[str, Any]:
+    """A run in one flat object: the plan, its last round, and what was checked."""
+    return {
+        **asdict(plan),
+        **asdict(last),
+        "kept_per_chunk": plan.kept_per_chunk,
+        "parameters": len(world.genesis),
+        "cuts_with_equal_anchors": world.epochs_checked,
+    }

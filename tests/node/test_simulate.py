@@ -1,0 +1,166 @@
+"""Many peers in one process: strategies learn together, trouble is survived, anchors are equal."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.gossip.strategies.delta_log import DeltaLog, LogState
+from shoal.node.cli import main
+from shoal.node.simulate import AnchorsDiffer, Measured, World, read_texts
+from shoal.node.simulate_plan import Plan
+
+PLAN = Plan(peers=8, rounds=20, local_steps=10, hidden=24, batch=2)
+# How far below isolated training each must end, in nats, on this little work.
+GAINS = {
+    "delta-log": 0.10,
+    "choco": 0.06,
+    "gasloc": 0.20,
+    "noloco": 0.05,
+    "diloco": 0.09,
+    "dpsgd": 0.02,
+}
+TOGETHER = 0.25
+
+
+def play(plan: Plan) -> tuple[Measured, World]:
+    world = World(plan)
+    for measured in world.run():
+        last = measured
+    return last, world
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small only wait for each other on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def isolated() -> float:
+    last, _ = play(replace(PLAN, strategy="isolated"))
+    assert last.bytes_per_peer == 0
+    assert last.consensus_relative > TOGETHER
+    return last.loss_individual
+
+
+def assert_learns_together(last: Measured, isolated: float, gain: float) -> None:
+    assert last.loss_individual < isolated - gain
+    assert last.consensus_relative < TOGETHER
+
+
+@pytest.mark.parametrize("strategy", GAINS)
+def test_every_strategy_beats_isolated_training(strategy: str, isolated: float) -> None:
+    last, world = play(replace(PLAN, strategy=strategy))
+    assert_learns_together(last, isolated, GAINS[strategy])
+    assert world.epochs_checked == (4 if strategy == "delta-log" else 0)
+
+
+def test_choco_over_the_cliff_does_not(isolated: float) -> None:
+    last, _ = play(replace(PLAN, strategy="choco", density=1 / 16, gamma=1.5))
+    with pytest.raises(AssertionError):
+        assert_learns_together(last, isolated, GAINS["choco"])
+
+
+@pytest.mark.parametrize("strategy", ["delta-log", "choco", "noloco"])
+def test_lost_messages_and_churn_are_survived(strategy: str, isolated: float) -> None:
+    last, world = play(replace(PLAN, strategy=strategy, drop=0.3, churn=0.25))
+    assert last.loss_individual < isolated
+    assert last.peers == 6
+    assert world.epochs_checked == (4 if strategy == "delta-log" else 0)
+
+
+def test_nobody_waits_for_a_straggler_in_delta_log_and_everybody_does_elsewhere() -> None:
+    plan = replace(PLAN, rounds=6, stragglers=0.125)
+    assert play(plan)[0].time == 6
+    assert play(replace(plan, strategy="dpsgd"))[0].time == 6 * plan.slowdown
+
+
+def test_an_anchor_that_went_another_way_is_noticed() -> None:
+    class Crooked(DeltaLog):
+        def listen(self, state: LogState, messages: object, row: object = None) -> LogState:
+            after = super().listen(state, messages)  # type: ignore[arg-type]
+            if state.me != world.ids[3]:
+                return after
+            anchor = after.live.anchor.copy()
+            anchor.values[5] += 1
+            return replace(after, live=replace(after.live, anchor=anchor))
+
+    honest = World(PLAN)
+    assert isinstance(honest.strategy, DeltaLog)
+    world = World(PLAN, strategy=Crooked(honest.schema, honest.strategy.genesis))
+    with pytest.raises(AnchorsDiffer):
+        list(world.run())
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    plan = replace(PLAN, rounds=4, drop=0.2, churn=0.25, stragglers=0.25, epoch_rounds=2)
+    first, second = play(plan)[0], play(plan)[0]
+    assert first == second
+    assert play(replace(plan, seed=1))[0] != first
+
+
+def test_robustness_helps_against_flipped_signs() -> None:
+    attacked = replace(PLAN, attack="sign-flip", attackers=2, rounds=15)
+    losses = {
+        robust: play(replace(attacked, robust=robust))[0].loss_mean for robust in ("none", "trust")
+    }
+    assert losses["trust"] < losses["none"] - 0.05
+
+
+def test_everybody_has_a_text_of_their_own() -> None:
+    texts, held_out = read_texts(70)
+    assert len(texts) == 70
+    assert len({tuple(text[:200].tolist()) for text in texts}) == 70
+    assert len(held_out) > 100_000
+
+
+def test_the_command_writes_csv_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["simulate", "--peers", "4", "--rounds", "2", "--local-steps", "1"]
+    arguments += ["--hidden", "8", "--out", str(tmp_path), "--json"]
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["summary"]["strategy"] == "delta-log"
+    with (tmp_path / "rounds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss_mean"]) == printed["rounds"][1]["loss_mean"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == printed["summary"]
+
+
+def test_plots_are_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    arguments = ["simulate", "--peers", "4", "--rounds", "2", "--local-steps", "1"]
+    assert main([*arguments, "--hidden", "8", "--out", str(tmp_path), "--plots"]) == 0
+    for name in ("loss.png", "consensus.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--strategy", "magic"], "--strategy magic: one of delta-log"),
+        (["--attack", "ipm"], "--attack and --attackers belong together"),
+        (["--attack", "ipm", "--attackers", "8"], "fewer than half"),
+        (["--attack", "dissensus", "--attackers", "1"], "dissensus attacks neighbours"),
+        (["--strategy", "noloco", "--robust", "cs+"], "noloco has no robust rule"),
+        (["--degree", "3"], "even"),
+        (["--plots"], "give --out DIRECTORY too"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
