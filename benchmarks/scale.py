@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.simulated import PLOTS, mean_over_seeds, run_all
-from shoal.gossip.topology import DEGREE, graph, neighbours
+from shoal.gossip.topology import DEGREE, FULL_MESH_MAX, Graph, graph
 from shoal.node.simulate import peer_id
 from shoal.node.simulate_delivery import spread_rounds
 from shoal.node.simulate_plan import Plan
@@ -47,16 +47,19 @@ def spreading(sizes: Sequence[int], seeds: int) -> list[dict[str, Any]]:
             for kind in ("mesh", "ring"):
                 counts = []
                 for seed in range(seeds):
-                    links = (
-                        graph("ring", ids)
-                        if kind == "ring"
-                        else {me: neighbours(ids, me, bytes([seed]), DEGREE) for me in ids}
-                    )
+                    links = _links(kind, ids, bytes([seed]))
                     counts.append(spread_rounds(links, drop, random.Random(seed).random))
                 mean = sum(counts) / len(counts)
                 results.append({"what": "spread", "links": kind, "peers": size, "drop": drop,
                                 "exchanges": mean, "seeds": seeds})  # fmt: skip
     return results
+
+
+def _links(kind: str, ids: Sequence[bytes], seed: bytes) -> Graph:
+    if kind == "ring":
+        return graph("ring", ids)
+    # What topology.neighbours gives each member, all at once.
+    return graph("complete" if len(ids) <= FULL_MESH_MAX else "random-regular", ids, seed, DEGREE)
 
 
 def draw(results: Sequence[dict[str, Any]], spread: Sequence[dict[str, Any]]) -> None:
@@ -111,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="collect and continue here")
     parser.add_argument("--plots", action="store_true")
     options = parser.parse_args()
-    spread = spreading(options.sizes, options.seeds)
+    spread = spreading(SIZES, options.seeds)
     for each in spread:
         print(json.dumps(each), flush=True)
     wanted = plans(options.sizes, options.strategies, options.rounds, options.seeds)

@@ -4,11 +4,15 @@ import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shoal.node.cli_options import AsJson
+from shoal.node.errors import UserError
+
+if TYPE_CHECKING:
+    from shoal.node.simulate_plan import Plan
 
 
 def simulate(
@@ -55,26 +59,11 @@ def simulate(
 
     Example: shoal simulate --peers 64 --drop 0.3 --out runs/simulated --plots
     """
-    from shoal.node.errors import UserError
+    # Options have the names of the plan's fields; the rest is about this process.
+    chosen = dict(locals())
     from shoal.node.simulate_plan import Plan
 
-    plan = Plan(
-        strategy=strategy,
-        peers=peers,
-        topology=topology,
-        degree=degree,
-        rounds=rounds,
-        local_steps=local_steps,
-        density=density,
-        drop=drop,
-        churn=churn,
-        stragglers=stragglers,
-        attack=attack,
-        attackers=attackers,
-        robust=robust,
-        hidden=hidden,
-        seed=seed,
-    )
+    plan = Plan(**{name: chosen[name] for name in Plan.__dataclass_fields__ if name in chosen})
     plan.check()
     if plots:
         from shoal.node.simulate_plots import require_matplotlib
@@ -84,27 +73,28 @@ def simulate(
         require_matplotlib()
     import torch
 
-    from shoal.node.simulate import World, summary_of
-
     torch.set_num_threads(threads)
-    world = World(plan)
-    rows: list[dict[str, Any]] = []
-    for measured in world.run():
-        rows.append(asdict(measured))
-        if not as_json and _worth_a_line(measured.round, rounds):
-            print(_line(rows[-1]), flush=True)
-    summary = summary_of(plan, measured, world)
+    rows, summary = _play(plan, quiet=as_json)
     if out is not None:
         _write(out, rows, summary)
     if plots and out is not None:
         from shoal.node.simulate_plots import plot_run
 
-        title = f"{strategy}, {peers} peers"
-        for path in plot_run(rows, title, out):
-            if not as_json:
-                print(path)
+        plot_run(rows, f"{strategy}, {peers} peers", out)
     if as_json:
         print(json.dumps({"summary": summary, "rounds": rows}))
+
+
+def _play(plan: "Plan", *, quiet: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from shoal.node.simulate import World, summary_of
+
+    world = World(plan)
+    rows: list[dict[str, Any]] = []
+    for measured in world.run():
+        rows.append(asdict(measured))
+        if not quiet and _worth_a_line(measured.round, plan.rounds):
+            print(_line(rows[-1]), flush=True)
+    return rows, summary_of(plan, measured, world)
 
 
 def _worth_a_line(number: int, rounds: int) -> bool:

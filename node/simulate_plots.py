@@ -6,7 +6,7 @@ from typing import Any
 
 from shoal.node.errors import UserError
 
-WIDTH, HEIGHT = 7.0, 4.4
+WIDTH, HEIGHT = 7.6, 4.2
 NEEDED = "plots need matplotlib; install it with: pip install 'shoal[plots]'"
 
 
@@ -66,10 +66,15 @@ def plot_lines(
     """Write one picture with a line for each name; returns its path."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
-    for name, (xs, ys) in lines.items():
-        axes.plot(xs, ys, label=name, linewidth=1.6, marker="o" if markers else None, markersize=4)
+    for place, (name, (xs, ys)) in enumerate(lines.items()):
+        # Dashed every other one, so that lines that lie on each other are both seen.
+        style = "--" if place % 2 else "-"
+        marker = "o" if markers else None
+        axes.plot(xs, ys, style, label=name, linewidth=1.6, marker=marker, markersize=4)
     if log_x:
+        shown = sorted({x for xs, _ in lines.values() for x in xs})
         axes.set_xscale("log", base=2)
+        axes.set_xticks(shown, [f"{x:g}" for x in shown])
     if log_y:
         axes.set_yscale("log")
     axes.set(title=title, xlabel=x, ylabel=y)
@@ -77,7 +82,7 @@ def plot_lines(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(lines) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
