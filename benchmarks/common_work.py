@@ -42,10 +42,10 @@ WEIGHT_DECAY = 0.1
 WARMUP_STEPS = 20
 # So far away that the learning rate stays level.
 SCHEDULE_TOKENS = 1 << 50
-# Steps of each worker after which its weights are measured.
-MARKS = (100, 200, 400)
 # Which text step s reads follows from the round it is in: that of a mesh with the default H.
 ROUND_STEPS = 8
+# An empty file of each worker, made when it begins its first step.
+BEGAN = "began"
 HELD_OUT_SHARE = 1 / 11
 EVAL_BATCHES = 128
 # Nodes of one mesh have seeds one apart.
@@ -67,6 +67,7 @@ MODEL: dict[str, Any] = {
     "dtype": "float32",
 }
 CONFIG_FILE = "config.json"
+MARKS_FILE = "marks.json"
 HELD_OUT_FILE = "held-out.txt"
 
 
@@ -75,9 +76,13 @@ def shard_name(index: int | str) -> str:
     return f"shard{index}.jsonl"
 
 
-def prepare(directory: Path) -> None:
-    """Write the model's configuration, the shards and the held-out text, the same every time."""
+def prepare(directory: Path, marks: Sequence[int]) -> None:
+    """Write the model's configuration, the shards and the held-out text, the same every time.
+
+    marks: steps of each worker after which its weights are kept.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / MARKS_FILE).write_text(json.dumps(list(marks)) + "\n")
     (directory / CONFIG_FILE).write_text(json.dumps(MODEL, indent=1) + "\n")
     documents = sorted(
         (hashlib.sha256(name.encode()).digest(), text) for name, text in named_documents()
@@ -94,6 +99,11 @@ def prepare(directory: Path) -> None:
     for index, texts in enumerate(parts[1:]):
         lines = (json.dumps({"text": text}) + "\n" for text in texts)
         (directory / shard_name(index)).write_text("".join(lines), encoding="utf-8")
+
+
+def read_marks(directory: Path) -> list[int]:
+    """The marks that `prepare` was given."""
+    return [int(mark) for mark in json.loads((directory / MARKS_FILE).read_text())]
 
 
 def first_seed(seed: int) -> int:
@@ -115,6 +125,7 @@ class Worker:
         self.model = first_model(seed)
         self.corpus = load(str(directory / shard_name(index)), ByteTokenizer())
         self.steps = 0
+        self._marks = read_marks(directory)
         self.computing_seconds = 0.0
         self._seed = first_seed(seed) + index
         self._out = out / f"worker{index}"
@@ -144,6 +155,9 @@ class Worker:
 
     def step(self) -> float:
         """Make one step; returns the loss of its batch before it, in nats per token."""
+        if not self.steps:
+            self._out.mkdir(parents=True, exist_ok=True)
+            (self._out / BEGAN).touch()
         started = time.perf_counter()
         round, step = divmod(self.steps, ROUND_STEPS)
         tokens = (self.steps - self._begun_at) * STEP_TOKENS
@@ -154,7 +168,7 @@ class Worker:
 
     def keep_at_mark(self) -> None:
         """Write the weights if this is a mark."""
-        if self.steps in MARKS:
+        if self.steps in self._marks:
             keep_weights(self._out / f"{self.steps}.f32", self.model, self.model.flat)
 
 

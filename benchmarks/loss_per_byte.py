@@ -23,10 +23,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.network import Star, enter
+from benchmarks.network import Shape, Star, enter
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data" / "loss_per_byte.jsonl"
+MARKS = (100, 200, 400)
 PLOT = HERE / "plots" / "loss_per_byte.svg"
 POLL_SECONDS = 0.05
 RUN_SECONDS_MAX = 3600.0
@@ -34,30 +35,33 @@ SERVER = 4
 MEMBERS = 5
 
 
-def run(system: str, *, seed: int, steps: int, keep: Path | None = None) -> dict[str, Any]:
-    """Carry out one run of one system; returns its line. Raises SystemFailed."""
+def run(
+    system: str, *, seed: int, marks: Sequence[int], shape: Shape | None = None
+) -> dict[str, Any]:
+    """Carry out one run of one system; returns its line. Raises SystemFailed.
+
+    marks: steps of each worker after which its weights are measured; the last is the end.
+    """
     from benchmarks.common_work import prepare
     from benchmarks.systems import Job, start
 
-    with tempfile.TemporaryDirectory(prefix="shoal-benchmark-", dir=keep) as scratch:
+    with tempfile.TemporaryDirectory(prefix="shoal-benchmark-") as scratch:
         work = Path(scratch) / "work"
-        prepare(work)
-        job = Job(system, seed, steps, work, Path(scratch) / "run")
+        prepare(work, marks)
+        job = Job(system, seed, marks, work, Path(scratch) / "run")
         began = time.monotonic()
-        with Star(MEMBERS) as star:
+        with Star(MEMBERS, shape) as star:
             running = start(job, star)
             sent = _watch(running, star, began)
             total = [star.sent_bytes(index) for index in range(MEMBERS)]
-            seconds = time.monotonic() - began
             facts = running.finish()
         return {
             "benchmark": "loss_per_byte",
             "system": system,
             "seed": seed,
-            "steps": steps,
+            "steps": job.steps,
             "when": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": _machine(),
-            "seconds": round(seconds, 1),
             "points": [_point(job.work, running, mark, sent[mark]) for mark in running.weights],
             "sent_bytes": total[:SERVER],
             "server_sent_bytes": total[SERVER],
@@ -88,8 +92,10 @@ def _point(work: Path, running: Any, mark: int, sent: list[int]) -> dict[str, An
     from benchmarks.common_work import STEP_TOKENS, evaluate
 
     losses = _measured(evaluate, work, running.weights[mark])
+    reached = max(path.stat().st_mtime for path in running.weights[mark])
     point = {
         "mark": mark,
+        "seconds": round(reached - running.began(), 1),
         "steps": running.steps_at[mark],
         "tokens_per_worker": running.steps_at[mark] * STEP_TOKENS,
         "loss": round(statistics.fmean(losses), 4),
@@ -180,7 +186,8 @@ def main() -> None:
         for system in options.systems:
             key = (system, seed, options.steps)
             if key not in done:
-                done[key] = run(system, seed=seed, steps=options.steps)
+                marks = [mark for mark in MARKS if mark <= options.steps]
+                done[key] = run(system, seed=seed, marks=marks)
                 options.data.parent.mkdir(parents=True, exist_ok=True)
                 with options.data.open("a") as file:
                     file.write(json.dumps(done[key]) + "\n")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class MeshEnd:
         if seen != self._seen:
             self._seen, self._since = seen, time.monotonic()
         return time.monotonic() - self._since >= SETTLE_SECONDS
+
+    def began(self) -> float:
+        """When the first node began its first step; seconds since the epoch."""
+        return min(map(_first_step, self._nodes))
 
     def stop(self) -> dict[str, object]:
         """Compare the anchors of all nodes at every cut, then stop them.
@@ -77,6 +82,14 @@ class MeshEnd:
         done = subprocess.run(self._inside(index, command), check=True, capture_output=True)
         reply: dict[str, Any] = json.loads(done.stdout)
         return reply
+
+
+def _first_step(node: Path) -> float:
+    for line in _log(node).splitlines():
+        if b'"round.published"' in line:
+            event = json.loads(line)
+            return datetime.fromisoformat(event["timestamp"]).timestamp() - event["seconds"]
+    raise AssertionError("no round was published")
 
 
 def _log(node: Path) -> bytes:

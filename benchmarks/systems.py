@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks.common_work import (
     BATCH,
+    BEGAN,
     CONFIG_FILE,
     LEARNING_RATE,
-    MARKS,
     SCHEDULE_TOKENS,
     SEQUENCE,
     STEP_TOKENS,
@@ -52,15 +52,16 @@ class Job:
 
     system: str
     seed: int
-    steps: int
+    # Steps of each worker after which its weights are kept; the last is the end.
+    marks: Sequence[int]
     # What common_work.prepare wrote, and where this run writes.
     work: Path
     out: Path
 
     @property
-    def marks(self) -> list[int]:
-        """The marks that this run gets to."""
-        return [mark for mark in MARKS if mark <= self.steps]
+    def steps(self) -> int:
+        """How many steps each worker makes."""
+        return max(self.marks)
 
 
 @dataclass(slots=True)
@@ -74,6 +75,8 @@ class Running:
     done: Callable[[], bool]
     # How many steps a mark really is, where a round ends elsewhere.
     steps_at: dict[int, int]
+    # When the workers began their first step, once they have; seconds since the epoch.
+    began: Callable[[], float]
     # More to measure at each mark: what each worker holds for the common model.
     common: dict[int, list[Path]] = dataclasses.field(default_factory=dict)
     # Ends those that do not end by themselves, and says what else is known.
@@ -120,6 +123,11 @@ def worker_weights(job: Job) -> dict[int, list[Path]]:
     }
 
 
+def began_at(job: Job) -> float:
+    """When the first worker began to train."""
+    return min(path.stat().st_mtime for path in job.out.glob(f"worker*/{BEGAN}"))
+
+
 def _start_loops(job: Job, star: Star, method: str, local_steps: int) -> Running:
     processes = []
     for index in range(WORKERS):
@@ -134,6 +142,7 @@ def _start_loops(job: Job, star: Star, method: str, local_steps: int) -> Running
         weights=worker_weights(job),
         done=lambda: all(process.poll() is not None for process in processes),
         steps_at={mark: mark for mark in job.marks},
+        began=lambda: began_at(job),
     )
 
 
@@ -176,6 +185,7 @@ def _start_flower(job: Job, star: Star, local_steps: int) -> Running:
         weights={mark: [job.out / "server" / f"{mark}.f32"] * WORKERS for mark in job.marks},
         done=last.exists,
         steps_at={mark: mark for mark in job.marks},
+        began=lambda: began_at(job),
         finish=lambda: _end(processes),
     )
 
@@ -195,6 +205,7 @@ def _start_hivemind(job: Job, star: Star, local_steps: int) -> Running:
         weights=worker_weights(job),
         done=lambda: all(process.poll() is not None for process in processes),
         steps_at={mark: mark for mark in job.marks},
+        began=lambda: began_at(job),
     )
 
 
@@ -247,6 +258,7 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
         common=files("live"),
         done=mesh_end.reached,
         steps_at={mark: number * local_steps for mark, number in rounds.items()},
+        began=mesh_end.began,
         finish=mesh_end.stop,
     )
 

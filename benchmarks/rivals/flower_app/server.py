@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from benchmarks.common_work import MARKS, WORKERS, first_model, keep_weights
+from benchmarks.common_work import WORKERS, first_model, keep_weights, read_marks
 
 app = ServerApp()
 
@@ -17,9 +17,10 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     local_steps = int(config["local-steps"])
     model = first_model(int(config["seed"]))
+    marks = read_marks(Path(str(config["work"])))
 
     def keep(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if (steps := number * local_steps) in MARKS:
+        if (steps := number * local_steps) in marks:
             weights = arrays.to_torch_state_dict()["weights"]
             keep_weights(Path(str(config["out"])) / "server" / f"{steps}.f32", model, weights)
         return None
