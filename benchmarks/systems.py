@@ -1,8 +1,9 @@
 """How each system of the comparison is started, and where its weights at the marks then lie.
 
 A system is named as on the command line: "ddp", "fedavg-50" and "diloco-50" (plain torch with that
-many local steps), "flower-50", "hivemind-50", and "shoal" with mesh parameters that differ from the
-defaults behind a colon: "shoal:local_steps=10,kept_per_chunk=256".
+many local steps), "flower-50", "hivemind-50", "alone" (four workers that never talk), and "shoal"
+with mesh parameters that differ from the defaults behind a colon:
+"shoal:local_steps=10,kept_per_chunk=256".
 """
 
 import dataclasses
@@ -88,6 +89,8 @@ def start(job: Job, star: Star) -> Running:
     name, _, variant = job.system.partition(":" if job.system.startswith("shoal") else "-")
     if name == "shoal":
         return _start_shoal(job, star, variant)
+    if name == "alone":
+        return _start_loops(job, star, "fedavg", job.steps + 1)
     local_steps = int(variant or 1)
     if name in ("ddp", "fedavg", "diloco"):
         return _start_loops(job, star, name, local_steps)
