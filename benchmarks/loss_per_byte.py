@@ -45,7 +45,9 @@ def run(
     from benchmarks.common_work import prepare
     from benchmarks.systems import Job, start
 
-    with tempfile.TemporaryDirectory(prefix="shoal-benchmark-") as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix="shoal-benchmark-", ignore_cleanup_errors=True
+    ) as scratch:
         work = Path(scratch) / "work"
         prepare(work, marks)
         job = Job(system, seed, marks, work, Path(scratch) / "run")

@@ -14,6 +14,8 @@ from shoal.node.checkpoint_dirs import checkpoint_directories
 # What came after the last full cut may stay uncommitted: nothing new for so long is the end.
 SETTLE_SECONDS = 6.0
 STOP_SECONDS = 20.0
+# A node on a starved machine may answer late.
+ASK_SECONDS = 120.0
 
 
 class MeshEnd:
@@ -79,7 +81,14 @@ class MeshEnd:
 
     def _status(self, index: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "shoal.node", "status", str(self._nodes[index]), "--json"]
-        done = subprocess.run(self._inside(index, command), check=True, capture_output=True)
+        deadline = time.monotonic() + ASK_SECONDS
+        while True:
+            done = subprocess.run(
+                self._inside(index, command), check=False, capture_output=True, text=True
+            )
+            if done.returncode == 0:
+                break
+            assert time.monotonic() < deadline, f"node {index} does not answer: {done.stderr}"
         reply: dict[str, Any] = json.loads(done.stdout)
         return reply
 

@@ -38,7 +38,10 @@ RIVALS = Path(os.environ.get("SHOAL_RIVALS", ROOT / "runs" / "rivals"))
 MEET_PORT = 29500
 MESH_PORT = 7400
 FLOWER_PORT = 8000
-FLOWER_START_SECONDS = 10.0
+FLOWER_START_SECONDS = 600.0
+# What the SuperLink says when it takes calls.
+FLOWER_READY = "Uvicorn running"
+POLL_SECONDS = 0.2
 # The member of the star that a server runs on, where there is one.
 SERVER = WORKERS
 
@@ -176,7 +179,7 @@ def _start_flower(job: Job, star: Star, local_steps: int) -> Running:
     given = {"rounds": job.steps // local_steps, "local-steps": local_steps, "seed": job.seed}
     paths = {"work": f'"{job.work}"', "out": f'"{job.out}"'}
     config = " ".join(f"{key}={value}" for key, value in {**given, **paths}.items())
-    time.sleep(FLOWER_START_SECONDS)
+    _wait_until_said(FLOWER_READY, job.out / "superlink.log", FLOWER_START_SECONDS)
     app = [str(programs / "flwr"), "run", str(ROOT / "benchmarks" / "rivals" / "flower_app")]
     app += ["star", "--run-config", config]
     starter = launch(star, SERVER, app, job.out / "flwr.log", **environment)
@@ -210,6 +213,14 @@ def _start_hivemind(job: Job, star: Star, local_steps: int) -> Running:
         steps_at={mark: mark for mark in job.marks},
         began=lambda: began_at(job),
     )
+
+
+def _wait_until_said(words: str, log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while words not in log.read_text(errors="replace"):
+        if time.monotonic() > deadline:
+            raise SystemFailed(f"{log} does not say {words!r} after {seconds:.0f} s")
+        time.sleep(POLL_SECONDS)
 
 
 def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> dict[str, object]:
