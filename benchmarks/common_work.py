@@ -47,7 +47,7 @@ ROUND_STEPS = 8
 # An empty file of each worker, made when it begins its first step.
 BEGAN = "began"
 HELD_OUT_SHARE = 1 / 11
-EVAL_BATCHES = 128
+EVAL_BATCHES = 64
 # Nodes of one mesh have seeds one apart.
 SEED_STRIDE = 100
 
