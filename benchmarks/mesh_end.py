@@ -97,7 +97,8 @@ def _first_step(node: Path) -> float:
     for line in _log(node).splitlines():
         if b'"round.published"' in line:
             event = json.loads(line)
-            return datetime.fromisoformat(event["timestamp"]).timestamp() - event["seconds"]
+            ended = datetime.fromisoformat(event["timestamp"]).timestamp()
+            return ended - float(event["seconds"])
     raise AssertionError("no round was published")
 
 

@@ -234,7 +234,7 @@ def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> dict[str, object]:
 def _start_shoal(job: Job, star: Star, variant: str) -> Running:
     """`shoal init`, then `shoal run` for each node, as a person would."""
     mesh = _mesh_parameters(variant)
-    local_steps = int(mesh.get("local_steps", MeshParameters.local_steps))
+    local_steps = int(mesh.get("local_steps", MeshParameters().local_steps))
     rounds = {mark: -(-mark // local_steps) for mark in job.marks}
     preset = job.out / "preset.toml"
     preset.parent.mkdir(parents=True, exist_ok=True)

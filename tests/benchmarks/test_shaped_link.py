@@ -24,13 +24,17 @@ def test_between_two_marks_it_is_linear_in_the_logarithm() -> None:
 
 def test_a_run_that_got_there_counts_itself() -> None:
     own = line("ddp", [(10, 5.0, 2.6), (20, 10.0, 2.2)], 0.5)
-    assert time_to_loss(own, [], 2.2) == (pytest.approx(10.0), False)
+    seconds, extrapolated = time_to_loss(own, [], 2.2)
+    assert seconds == pytest.approx(10.0)
+    assert not extrapolated
 
 
 def test_a_short_run_borrows_the_steps_of_long_ones() -> None:
     short = line("ddp", [(10, 90.0, 4.0)], 9.0)
     long = [line("ddp", [(100, 1, 2.5), (200, 2, 2.1)], 0.1) for _ in range(3)]
-    assert time_to_loss(short, long, 2.1) == (pytest.approx(9.0 * 200), True)
+    seconds, extrapolated = time_to_loss(short, long, 2.1)
+    assert seconds == pytest.approx(9.0 * 200)
+    assert extrapolated
     assert time_to_loss(short, [], 2.1) == (None, False)
 
 
