@@ -58,7 +58,9 @@ def init(
         str, typer.Option(help="host of their addresses; {index} counts")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="first of their ports")] = 7400,
-    data: Annotated[str, typer.Option(help="builtin, or a path that holds text")] = "builtin",
+    data: Annotated[
+        str, typer.Option(help="builtin, or a path of text; {index} counts")
+    ] = "builtin",
     model: Annotated[Path | None, typer.Option(help="a transformers config.json")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
     preset: PresetFile = None,

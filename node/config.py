@@ -124,6 +124,8 @@ class TrainSettings(_Section):
     """tokens per sequence"""
     max_rounds: Annotated[int, Field(ge=0)] = 0
     """stop training after this many rounds; 0: never"""
+    snapshot_rounds: Annotated[list[Height], NoDecode, BeforeValidator(_comma_separated)] = []
+    """rounds after which its own weights and the live anchor are written into snapshots/"""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """order of this node's batches"""
     share_permille: Annotated[int, Field(ge=1, le=1000)] = 1000

@@ -47,12 +47,14 @@ def create_mesh(
 ) -> bytes:
     """Make `directory/NAME` for each founder, with a key, a node.toml and the genesis.
 
-    `data` "builtin" gives every node a subject of its own; anything else is used as it is.
+    `data` "builtin" gives every node a subject of its own; elsewhere {index} becomes the node's
+    number, from 0.
     Returns the mesh id. Raises UserError in one line where the model or the data is wrong; then
     nothing has been written.
     """
     addresses = node_addresses(host, ports)
-    sources = [f"builtin:{i}/{nodes}" if data == "builtin" else data for i in range(nodes)]
+    pattern = f"builtin:{{index}}/{nodes}" if data == "builtin" else data
+    sources = [pattern.replace("{index}", str(index)) for index in range(nodes)]
     tokenizer = ByteTokenizer()
     files = tokenizer.files()
     try:

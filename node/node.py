@@ -320,8 +320,8 @@ class Node:
             model=self._model,
             trainer=trainer,
             mesh=self._mesh.now,
-            step_tokens=self._settings.train.batch * self._settings.train.sequence,
-            max_rounds=self._settings.train.max_rounds,
+            train=self._settings.train,
+            directory=self._settings.node.directory,
             sequence=self._sequence,
             publish=self._publish,
         )

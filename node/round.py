@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import structlog
@@ -25,9 +26,11 @@ from shoal.gossip.errors import DeltaError
 from shoal.gossip.pace import Pace
 from shoal.gossip.parameters import EpochParameters
 from shoal.gossip.strategies.delta_log import say
+from shoal.node.config import TrainSettings
 from shoal.node.genesis import MeshParameters
 from shoal.node.identity import Identity
 from shoal.node.shared_model import SharedModel, Unsaid
+from shoal.node.snapshots import Snapshots
 from shoal.node.trainer import RoundResult, TrainerProcess
 
 log = structlog.get_logger()
@@ -67,8 +70,8 @@ class RoundLoop:
         model: SharedModel,
         trainer: TrainerProcess,
         mesh: Callable[[], MeshParameters],
-        step_tokens: int,
-        max_rounds: int,
+        train: TrainSettings,
+        directory: Path,
         sequence: int,
         publish: Callable[[Delta], Awaitable[None]],
     ) -> None:
@@ -76,8 +79,9 @@ class RoundLoop:
         self._model = model
         self._trainer = trainer
         self._mesh = mesh
-        self._step_tokens = step_tokens
-        self._max_rounds = max_rounds
+        self._step_tokens = train.batch * train.sequence
+        self._max_rounds = train.max_rounds
+        self._snapshots = Snapshots(directory, train.snapshot_rounds)
         self._publish = publish
         self._ordered = 0
         self._in_flight = 0
@@ -110,6 +114,7 @@ class RoundLoop:
                 if delta.header.sequence == 1:
                     age_s = time.time() - psutil.Process().create_time()
                     log.info("delta.first", seconds_after_start=round(age_s, 1))
+                await self._snapshot(result.round)
             await self._start_from_anchor(result.round)
             self._order_round()
             self._note(result)
@@ -162,6 +167,19 @@ class RoundLoop:
         self.facts.values_dense += self._model.schema.layout.total
         self.facts.residual_norm = float(self.residual.error.norm())
         return frame
+
+    async def _snapshot(self, number: int) -> None:
+        """What this node knows after a round, where it is asked to keep that."""
+        if self.facts.sequence not in self._snapshots.rounds:
+            return
+        # The child began the round, or will begin the next, from what still lies in its slot.
+        start = await self._trainer.weights_slot()
+
+        def keep() -> None:
+            own = start - self._trainer.delta_slot(number)
+            self._snapshots.keep(self.facts.sequence, own=own, live=self._model.live.to_weights())
+
+        await self._model.compute(keep)
 
     async def _start_from_anchor(self, number: int) -> None:
         """Give the child its new starting point: the live anchor, less a share of the unsaid."""

@@ -90,6 +90,12 @@ def builtin_documents(*, index: int, shards: int) -> list[str]:
     return [text for _, text in shelf[cuts[index] : cuts[index + 1]]]
 
 
+def named_documents() -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of every document on the shelf, whole and in no order."""
+    yield from _reference_topics()
+    yield from _library_sources()
+
+
 def subject_of(name: str) -> str:
     """Return the subject of a document, from its name on the shelf ("email/parser.py")."""
     return _subject_by_module().get(name.split("/")[0].removesuffix(".py"), OTHER)
@@ -103,10 +109,7 @@ def _subject_by_module() -> dict[str, str]:
 def _shelf() -> list[tuple[str, str]]:
     """Return (subject, text) of every document, subject by subject."""
     order = {subject: position for position, subject in enumerate([*SUBJECTS, OTHER])}
-    named = sorted(
-        (order[subject_of(name)], name, text)
-        for name, text in [*_reference_topics(), *_library_sources()]
-    )
+    named = sorted((order[subject_of(name)], name, text) for name, text in named_documents())
     return [(subject_of(name), piece) for _, name, text in named for piece in cut_into_pieces(text)]
 
 

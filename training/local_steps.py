@@ -65,7 +65,8 @@ class LocalTrainer:
         # One parameter for the optimiser, so that a step is one fused pass over P values.
         self._parameter = torch.nn.Parameter(model.flat)
         self._parameter.grad = model.gradient
-        self._optimizer = torch.optim.AdamW(
+        # Whoever wants to may put another round it: it is asked for its groups and for a step.
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             [self._parameter], betas=BETAS, weight_decay=weight_decay, fused=True
         )
         self._steps_done = 0
@@ -90,8 +91,8 @@ class LocalTrainer:
         loss = self._model.loss(windows)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([self._parameter], GRADIENT_NORM_MAX)
-        self._optimizer.param_groups[0]["lr"] = self._learning_rate(tokens)
-        self._optimizer.step()
+        self.optimizer.param_groups[0]["lr"] = self._learning_rate(tokens)
+        self.optimizer.step()
         self._model.gradient.zero_()
         self._steps_done += 1
         return loss.detach()

@@ -66,6 +66,15 @@ def test_empty_directories_may_wait_for_their_nodes(tmp_path: Path) -> None:
         assert (tmp_path / name / "identity.key").exists()
 
 
+def test_each_node_may_have_its_own_text(tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"text{index}.txt").write_text(f"Shard {index}.\n" * 200)
+    make(tmp_path / "mesh", data=str(tmp_path / "text{index}.txt"))
+    for index in range(2):
+        settings = load_settings(tmp_path / "mesh" / f"node{index}")
+        assert settings.train.data == str(tmp_path / f"text{index}.txt")
+
+
 def test_ports_must_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="65536"):
         make(tmp_path, port=65535)

@@ -1,0 +1,106 @@
+"""Time to a loss when every worker hangs on a line of 10, 50, 200 or 1,000 Mbit/s with delay.
+
+    python -m benchmarks.shaped_link --systems ddp fedavg-50 shoal --rates 10 50 --delay-ms 20
+
+The same systems and work as loss_per_byte.py, each worker behind its own shaped line (network.py:
+tbf towards the switch; delay and the other direction by a switch of our own, for want of netem). A
+system that takes hours on a slow line is given few steps: how many steps it needs for the loss does
+not depend on the line where everybody waits for everybody, so they come from loss_per_byte.jsonl,
+the seconds of a step from here, and the result says "extrapolated". Shoal waits for nobody, so its
+own curve counts, as far as it was run. The share of time spent computing is the time of a step of
+four workers that never talk ("alone", measured first, on the same processors) over that of a step.
+
+JSON lines go to benchmarks/data/shaped_link.jsonl.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.loss_per_byte import DATA as CURVES
+from benchmarks.loss_per_byte import read_lines, run
+from benchmarks.network import Shape, enter
+
+DATA = CURVES.with_name("shaped_link.jsonl")
+RATES_MBIT = (10.0, 50.0, 200.0, 1000.0)
+Curve = Sequence[tuple[float, float]]
+
+
+def reaches(curve: Curve, loss: float) -> float | None:
+    """How far along (x, loss) points a loss is reached, linear in log x; None for not at all.
+
+    Where the first point is below it already, that one's x.
+    """
+    if curve and curve[0][1] <= loss:
+        return curve[0][0]
+    for (x, before), (next_x, after) in pairwise(curve):
+        if after <= loss < before:
+            share = (before - loss) / (before - after)
+            return math.exp(math.log(x) + share * (math.log(next_x) - math.log(x)))
+    return None
+
+
+def time_to_loss(
+    line: Mapping[str, Any], curves: Sequence[Mapping[str, Any]], loss: float
+) -> tuple[float | None, bool]:
+    """Seconds until the mean worker's loss, and whether they are extrapolated; None for unknown."""
+    own = [(point["seconds"], point["loss"]) for point in line["points"]]
+    if (seconds := reaches(own, loss)) is not None:
+        return seconds, False
+    same = [other["points"] for other in curves if other["system"] == line["system"]]
+    if not same or line["system"].startswith("shoal"):
+        return None, False
+    curve = [
+        (points[0]["steps"], statistics.fmean(point["loss"] for point in points))
+        for points in zip(*same, strict=True)
+    ]
+    steps = reaches(curve, loss)
+    return (None if steps is None else steps * line["seconds_per_step"]), True
+
+
+def measure(system: str, shape: Shape | None, marks: Sequence[int], seed: int) -> dict[str, Any]:
+    """One run; its line with the time of a step."""
+    line = run(system, seed=seed, marks=marks, shape=shape)
+    last = line["points"][-1]
+    per_step = round(last["seconds"] / last["steps"], 4)
+    shaped = {"rate_mbit": shape.rate_mbit, "delay_ms": shape.delay_ms} if shape else {}
+    return {**line, "benchmark": "shaped_link", **shaped, "seconds_per_step": per_step}
+
+
+def main() -> None:
+    """Measure what was asked for; print a line each and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--systems", nargs="+", required=True)
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES_MBIT)
+    parser.add_argument("--delay-ms", type=float, default=20.0, help="one way")
+    parser.add_argument("--marks", nargs="+", type=int, default=[100, 200])
+    parser.add_argument("--loss", type=float, default=2.2, help="nats per byte")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=DATA)
+    options = parser.parse_args()
+    enter("benchmarks.shaped_link")
+    alone = measure("alone", None, [min(options.marks)], options.seed)["seconds_per_step"]
+    curves = read_lines(CURVES)
+    for rate in options.rates:
+        for system in options.systems:
+            line = measure(system, Shape(rate, options.delay_ms), options.marks, options.seed)
+            seconds, extrapolated = time_to_loss(line, curves, options.loss)
+            line |= {
+                "computing_share_of_time": round(min(1.0, alone / line["seconds_per_step"]), 4),
+                "loss_wanted": options.loss,
+                "seconds_to_loss": None if seconds is None else round(seconds, 1),
+                "extrapolated": extrapolated,
+            }
+            options.data.parent.mkdir(parents=True, exist_ok=True)
+            with options.data.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
