@@ -134,6 +134,17 @@ def began_at(job: Job) -> float:
     return min(path.stat().st_mtime for path in job.out.glob(f"worker*/{BEGAN}"))
 
 
+def _until_all_end(job: Job, processes: "list[subprocess.Popen[bytes]]") -> Running:
+    """Workers that keep their own weights and end by themselves."""
+    return Running(
+        processes=processes,
+        weights=worker_weights(job),
+        done=lambda: all(process.poll() is not None for process in processes),
+        steps_at={mark: mark for mark in job.marks},
+        began=lambda: began_at(job),
+    )
+
+
 def _start_loops(job: Job, star: Star, method: str, local_steps: int) -> Running:
     processes = []
     for index in range(WORKERS):
@@ -143,13 +154,7 @@ def _start_loops(job: Job, star: Star, method: str, local_steps: int) -> Running
         command += ["--meet", f"{star.address(0)}:{MEET_PORT}", "--interface", INTERFACE]
         command += ["--work", str(job.work), "--out", str(job.out)]
         processes.append(launch(star, index, command, job.out / f"worker{index}.log"))
-    return Running(
-        processes=processes,
-        weights=worker_weights(job),
-        done=lambda: all(process.poll() is not None for process in processes),
-        steps_at={mark: mark for mark in job.marks},
-        began=lambda: began_at(job),
-    )
+    return _until_all_end(job, processes)
 
 
 def _start_flower(job: Job, star: Star, local_steps: int) -> Running:
@@ -206,13 +211,7 @@ def _start_hivemind(job: Job, star: Star, local_steps: int) -> Running:
         command += ["--host", star.address(index), "--port", str(MEET_PORT)]
         command += ["--work", str(job.work), "--out", str(job.out)]
         processes.append(launch(star, index, command, job.out / f"worker{index}.log"))
-    return Running(
-        processes=processes,
-        weights=worker_weights(job),
-        done=lambda: all(process.poll() is not None for process in processes),
-        steps_at={mark: mark for mark in job.marks},
-        began=lambda: began_at(job),
-    )
+    return _until_all_end(job, processes)
 
 
 def _wait_until_said(words: str, log: Path, seconds: float) -> None:

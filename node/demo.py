@@ -75,7 +75,7 @@ class Run:
 
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    # As the four had it before one more came: the newest height of each, and its anchor's SHA-256.
+    # As the four had it before one more came: the newest checkpoint, and each one's anchor digest.
     checkpoint: Path | None = None
     anchor_files: tuple[str, ...] = ()
     join_seconds: float | None = None
