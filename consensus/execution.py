@@ -52,9 +52,6 @@ def _execute(core: Core, certificate: Certificate, body: bytes) -> None:
     core.keep_body(sequence, certificate.digest, body)
     core.persist(f"commit/{sequence}", certificate.to_bytes() + result_bytes(result))
     core.outbox.add(Decided(sequence, operation, body, certificate, result))
-    # One step back per commit, not all the way: a mesh whose links are slower than T0 would
-    # otherwise lose its primary again after every single operation (consensus.md 1.5).
-    core.backoff = max(0, core.backoff - 1)
     core.next_sequence = max(core.next_sequence, sequence + 1)
     drop_settled(core)
     if sequence % core.interval == 0:

@@ -6,7 +6,10 @@
 - `new-view` runs while Q validators wait for a NEW-VIEW (set in view_change.py, exactly once).
 - `status` always runs, fast while anything is open and slow when idle.
 
-T = T0 * 2^k, where k grows with each view change and shrinks by one with each commit.
+T = T0 * 2^k, where k grows with each view change, and shrinks by one when what was guarded was
+done within T / 2, so that the shorter timeout would have been enough as well. Shrinking with every
+commit (consensus.md 1.5) would lose the primary again after each operation on a link that is
+slower than T0, and several steps at once when a NEW-VIEW brings several slots.
 """
 
 from shoal.consensus.state import Core
@@ -41,8 +44,11 @@ def guard_progress(core: Core) -> None:
         core.outbox.cancel_timer("progress")
         core.guard = None
         return
-    if core.guard is not None and not _is_done(core, core.guard):
-        return
+    if core.guard is not None:
+        if not _is_done(core, core.guard):
+            return
+        if core.now_ms - core.guarded_since_ms < view_timeout_ms(core) // 2:
+            core.backoff = max(0, core.backoff - 1)
     oldest = core.pending.oldest()
     core.guard = oldest if oldest is not None else open_slot(core)
     if core.guard is None and core.ledger.boundary:
@@ -50,6 +56,7 @@ def guard_progress(core: Core) -> None:
     if core.guard is None:
         core.outbox.cancel_timer("progress")
     else:
+        core.guarded_since_ms = core.now_ms
         core.outbox.set_timer("progress", core.now_ms + view_timeout_ms(core))
 
 

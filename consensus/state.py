@@ -128,6 +128,7 @@ class Core:
 
     # What the progress timer is waiting for, whom we answered when, whom we accused of what.
     guard: bytes | int | None = None
+    guarded_since_ms: int = 0
     answered: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     asked: dict[bytes, int] = field(default_factory=dict)
     accused: set[tuple[str, int]] = field(default_factory=set)

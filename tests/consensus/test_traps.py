@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import pytest
+
 from shoal.consensus.effects import TimerFired
 from shoal.consensus.messages import NewView, PrePrepare, Status, ViewChange
 from shoal.consensus.pacemaker import view_timeout_ms
@@ -111,7 +113,7 @@ def test_trap_bug_16_older_view_changes_are_sent_again_to_those_who_need_them() 
     assert mesh.executed()[1:] == [1, 1, 1]
 
 
-def test_trap_the_timeout_doubles_with_each_view_and_shrinks_by_one_step_per_commit() -> None:
+def test_trap_the_timeout_doubles_with_each_view_and_shrinks_by_one_step() -> None:
     mesh = Mesh(4)
     core = mesh.core(2)
     assert view_timeout_ms(core) == 2_000
@@ -126,6 +128,21 @@ def test_trap_the_timeout_doubles_with_each_view_and_shrinks_by_one_step_per_com
     mesh.core(2).backoff = 3
     mesh.order([mesh.join("a")])
     assert mesh.core(2).backoff == 2
+
+
+@pytest.mark.parametrize(("took_ms", "backoff"), [(7_999, 2), (8_000, 3)])
+def test_trap_the_timeout_does_not_shrink_below_what_an_operation_takes(
+    took_ms: int, backoff: int
+) -> None:
+    """Otherwise a mesh with slow links loses its primary again after each operation."""
+    mesh = Mesh(4)
+    core = mesh.core(2)
+    core.backoff = 3
+    mesh.submit(2, mesh.join("a"))
+    mesh.now_ms += took_ms
+    mesh.deliver()
+    assert mesh.executed() == [1] * 4
+    assert core.backoff == backoff
 
 
 def test_trap_f_plus_one_view_changes_are_joined_at_once_at_the_smallest_view() -> None:
