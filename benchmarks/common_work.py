@@ -43,7 +43,7 @@ WARMUP_STEPS = 20
 # So far away that the learning rate stays level.
 SCHEDULE_TOKENS = 1 << 50
 # Which text step s reads follows from the round it is in: that of a mesh with the default H.
-ROUND_STEPS = 8
+ROUND_STEPS = 5
 # An empty file of each worker, made when it begins its first step.
 BEGAN = "began"
 HELD_OUT_SHARE = 1 / 11

@@ -3,9 +3,10 @@
     python -m benchmarks.flood --seconds 60
 
 Four members, each a process of its own on this machine: three train, the fourth attacks all of them
-as fast as loopback takes it. Each kind of attack has a quiet phase before it in the same run, with
-the same processes; a line gives the tokens a second that the three trained, and how large the
-largest of them was.
+as fast as loopback takes it. Each kind of attack has a quiet phase of half its length before and
+after it, with the same processes, so that what else the machine does, and how far the three have
+come, weighs on both alike; a line gives the tokens a second that the three trained, and how large
+the largest of them was.
 
     frames     valid frames over its links: questions, announcements, summaries, pings
     calls      requests, joins and handshakes from connections of its own, as a member and as
@@ -199,7 +200,7 @@ def measure(kinds: list[str], seconds: float) -> None:
             wait_until(lambda: _height(addresses) >= 1, nodes, seconds=300)
             time.sleep(WARM_UP_S)
             for kind in kinds:
-                quiet = _watch(nodes, addresses, seconds)
+                before = _watch(nodes, addresses, seconds / 2)
                 height, before_mib = _height(addresses), _received_mib(addresses)
                 attacker = subprocess.Popen(
                     [
@@ -210,20 +211,25 @@ def measure(kinds: list[str], seconds: float) -> None:
                 )
                 time.sleep(5)
                 flooded = _watch(nodes, addresses, seconds)
+                checkpoints = _height(addresses) - height
+                received_mib = _received_mib(addresses) - before_mib
                 cpu = psutil.Process(attacker.pid).cpu_times()
                 # It gets what the others leave, so it may be slow to notice that its time is up.
                 attacker.kill()
                 attacker.wait()
+                after = _watch(nodes, addresses, seconds / 2)
+                quiet = round((before["tokens_per_s"] + after["tokens_per_s"]) / 2, 1)
                 line = {
                     "attack": kind,
                     "seconds": seconds,
-                    "quiet": quiet,
+                    "before": before,
                     "flooded": flooded,
-                    "throughput": round(flooded["tokens_per_s"] / quiet["tokens_per_s"], 3),
-                    "growth_mib": round(flooded["resident_mib"] - quiet["resident_mib"], 1),
-                    "checkpoints_meanwhile": _height(addresses) - height,
+                    "after": after,
+                    "throughput": round(flooded["tokens_per_s"] / quiet, 3),
+                    "growth_mib": round(flooded["resident_mib"] - before["resident_mib"], 1),
+                    "checkpoints_meanwhile": checkpoints,
                     "attacker_cpu_s": round(cpu.user + cpu.system, 1),
-                    "received_mib": round(_received_mib(addresses) - before_mib, 1),
+                    "received_mib": round(received_mib, 1),
                 }
                 print(json.dumps(line), flush=True)
         finally:

@@ -3,7 +3,7 @@
 A system is named as on the command line: "ddp", "fedavg-50" and "diloco-50" (plain torch with that
 many local steps), "flower-50", "hivemind-50", "alone" (four workers that never talk), and "shoal"
 with mesh parameters that differ from the defaults behind a colon:
-"shoal:local_steps=10,kept_per_chunk=256".
+"shoal:local_steps=10,budget=0.1".
 """
 
 import dataclasses

@@ -25,6 +25,7 @@ from shoal.consensus.records import Checkpoint, CheckpointRecord, CutEntry, pars
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.book import DeltaBook
 from shoal.gossip.delta import BLOB_OVERHEAD_BYTES, Delta, DeltaReference
+from shoal.gossip.density import kept_per_chunk
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.parameters import (
     Contribution,
@@ -365,7 +366,7 @@ def _differences(
         [(member, 1, 1000) for member, _ in certified.weights],
         genesis.schema,
         clip_factor=mesh.clip_factor,
-        kept_per_chunk=mesh.kept_per_chunk,
+        kept_per_chunk=kept_per_chunk(mesh.budget, len(certified.weights)),
     )
     for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens"):
         if getattr(recomputed, name) != getattr(certified, name):

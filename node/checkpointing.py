@@ -180,7 +180,7 @@ class Checkpointer:
             (member, known.shard_tokens, known.share_permille)
             for member, known in sorted(self._ledger().members.items())
         ]
-        return Coming(members, mesh.clip_factor, mesh.kept_per_chunk)
+        return Coming(members, mesh.clip_factor, mesh.budget)
 
     # --- what consensus says --------------------------------------------------------------------
 

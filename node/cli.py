@@ -63,6 +63,10 @@ def init(
     ] = "builtin",
     model: Annotated[Path | None, typer.Option(help="a transformers config.json")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="what a member sends: bytes per parameter and round, or 20Mbit"),
+    ] = None,
     preset: PresetFile = None,
     settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
 ) -> None:
@@ -85,10 +89,12 @@ def init(
         seed=seed,
         preset=preset,
         flags=parse_overrides(settings),
+        budget=budget,
     )
     print(f"mesh {made.mesh_id}")
     for node, node_id in zip(made.directories, made.ids, strict=True):
         print(f"{node.name} {node_id}")
+    print(f"budget: {made.says}")
     first = made.directories[0]
     for node in made.directories:
         print(f"start:  shoal run {node}")

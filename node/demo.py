@@ -36,6 +36,8 @@ from shoal.node.views import make_console
 # The size of the demo: what fits into five minutes on two cores, solo runs included.
 ROUNDS = 24
 LOCAL_STEPS = 6
+# In so few rounds every value should be said at least twice.
+KEPT_PER_CHUNK = 512
 # Batch times sequence, as a node's settings have them unless told otherwise.
 TOKENS_PER_STEP = 8 * 128
 # Well below a third of the rounds: the nodes are never in step, so a last cut may not come about.
@@ -135,6 +137,7 @@ def stop_demo(directory: Path) -> int:
 def _make_mesh(plan: DemoPlan) -> list[str]:
     """Create the nodes' directories; returns the addresses where they can be inspected."""
     # These load torch, which `shoal demo --stop` has no use for.
+    from shoal.gossip.density import budget_for
     from shoal.node.founding import create_mesh
     from shoal.node.genesis import MeshParameters
     from shoal.node.ports import free_ports
@@ -152,6 +155,7 @@ def _make_mesh(plan: DemoPlan) -> list[str]:
         parameters=MeshParameters(
             local_steps=LOCAL_STEPS,
             rounds_per_checkpoint=ROUNDS_PER_CHECKPOINT,
+            budget=budget_for(KEPT_PER_CHUNK, plan.nodes),
             warmup_tokens=tokens // 20,
             schedule_tokens=tokens,
         ),

@@ -33,6 +33,16 @@ def node_addresses(host: str, ports: Sequence[int]) -> list[str]:
     return [f"{host}:{port}" for port in ports]
 
 
+def node_sources(data: str, nodes: int) -> list[str]:
+    """Return what each founder trains on.
+
+    "builtin" gives every node a subject of its own; elsewhere {index} becomes the node's number,
+    from 0.
+    """
+    pattern = f"builtin:{{index}}/{nodes}" if data == "builtin" else data
+    return [pattern.replace("{index}", str(index)) for index in range(nodes)]
+
+
 def create_mesh(
     directory: Path,
     *,
@@ -47,14 +57,12 @@ def create_mesh(
 ) -> bytes:
     """Make `directory/NAME` for each founder, with a key, a node.toml and the genesis.
 
-    `data` "builtin" gives every node a subject of its own; elsewhere {index} becomes the node's
-    number, from 0.
+    data: as in `node_sources`.
     Returns the mesh id. Raises UserError in one line where the model or the data is wrong; then
     nothing has been written.
     """
     addresses = node_addresses(host, ports)
-    pattern = f"builtin:{{index}}/{nodes}" if data == "builtin" else data
-    sources = [pattern.replace("{index}", str(index)) for index in range(nodes)]
+    sources = node_sources(data, nodes)
     tokenizer = ByteTokenizer()
     files = tokenizer.files()
     try:

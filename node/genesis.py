@@ -19,6 +19,7 @@ import torch
 
 from shoal.consensus.epochs import EpochRecord, first_epoch
 from shoal.gossip.anchor import Anchor
+from shoal.gossip.density import kept_per_chunk
 from shoal.gossip.parameters import EpochParameters, genesis_parameters
 from shoal.gossip.schema import ModelSchema
 from shoal.node.checkpoints import OWN_NAMES
@@ -26,7 +27,7 @@ from shoal.node.durable import write_durably
 from shoal.node.errors import DamagedError, PeerError
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
-FORMAT = 1
+FORMAT = 2
 # 2048 tensors with the longest names are 0.7 MiB. JSON takes forty times its length in memory.
 DOCUMENT_BYTES_MAX = 1024 * 1024
 # Lists and objects in it: a tensor has one of each. A million empty ones are slow to make.
@@ -45,11 +46,12 @@ class MeshParameters:
     """
 
     # AdamW steps between two deltas (H).
-    local_steps: int = 8
+    local_steps: int = 5
     # Own deltas between two checkpoints (E).
     rounds_per_checkpoint: int = 8
-    # Values kept of each chunk of 4096 (density = kept_per_chunk / 4096).
-    kept_per_chunk: int = 512
+    # Bytes per parameter that a member sends a round; how much of a delta is said follows from it
+    # and from the number of members (gossip/density.py).
+    budget: float = 0.06
     # Error feedback: what could not be said decays by this factor each round.
     beta: float = 0.95
     # Share of its own residual that a node keeps in the weights it starts a round from.
@@ -70,7 +72,7 @@ class MeshParameters:
         bounds: dict[str, tuple[float, float]] = {
             "local_steps": (1, 100_000),
             "rounds_per_checkpoint": (1, 1024),
-            "kept_per_chunk": (1, 4096),
+            "budget": (0.0001, 1000.0),
             "beta": (0.001, 1.0),
             "start_share": (0.0, 1.0),
             "alpha": (0.01, 100.0),
@@ -133,7 +135,7 @@ class Genesis:
         return genesis_parameters(
             [(f.node_id, f.shard_tokens, f.share_permille) for f in self.founders],
             self.schema,
-            kept_per_chunk=self.parameters.kept_per_chunk,
+            kept_per_chunk=kept_per_chunk(self.parameters.budget, len(self.founders)),
             alpha=self.parameters.alpha,
         )
 

@@ -22,12 +22,12 @@ from shoal.node.genesis import MeshParameters
 
 log = structlog.get_logger()
 
-VERSION = 1
+VERSION = 2
 # In this order they stand in an epoch's record, after the version.
 CHANGEABLE = (
     "local_steps",
     "rounds_per_checkpoint",
-    "kept_per_chunk",
+    "budget",
     "beta",
     "start_share",
     "clip_factor",
@@ -35,7 +35,7 @@ CHANGEABLE = (
     "warmup_tokens",
     "schedule_tokens",
 )
-_FORM = Struct(">BIHHddddQQ")
+_FORM = Struct(">BIHdddddQQ")
 # What else a genesis chooses, and why nobody can choose it again.
 FIXED = {
     "alpha": "it is the gain of the first epoch alone, and later ones measure theirs",

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from shoal.node.addresses import parse_node_id, split_address
 from shoal.node.clock import now_ms
 from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names
 from shoal.node.errors import UserError
-from shoal.node.founding import create_mesh
+from shoal.node.founding import create_mesh, node_sources
 from shoal.node.genesis import MeshParameters, load_genesis
 from shoal.node.identity import Identity
 from shoal.node.invitations import (
@@ -21,6 +22,7 @@ from shoal.node.invitations import (
     parse_line,
     require_current,
 )
+from shoal.node.link_budget import meaning, measure_work, with_budget
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset, apply_preset, check_names, load_preset
 
@@ -34,6 +36,8 @@ class MadeMesh:
     mesh_id: str
     directories: list[Path]
     ids: list[str]
+    # What its budget comes to.
+    says: str
 
 
 def make_mesh(
@@ -47,11 +51,13 @@ def make_mesh(
     seed: int,
     preset: Path | None,
     flags: Mapping[str, object],
+    budget: str | None = None,
 ) -> MadeMesh:
     """Create directory/node0 and so on.
 
     host: "{index}" in it is the node's number; then all have the same port.
     flags: further settings by dotted name, for each node.toml.
+    budget: bytes per parameter and round, or a link's speed (link_budget.py); else the preset's.
     Raises UserError when there is a mesh already, or an input cannot be read.
     """
     made = [directory / f"node{index}" for index in range(nodes)]
@@ -64,21 +70,34 @@ def make_mesh(
         raise UserError(f"--port {port}: {nodes} nodes need ports up to {port + nodes - 1}")
     chosen = load_preset(preset)
     check_names("--set ", flags, setting_names())
+    config = read_model_config(model)
+    source = absolute_source(data)
+    parameters = mesh_parameters(chosen, str(preset))
+    if budget is not None:
+        train = planned_settings(preset, flags).train
+        parameters = with_budget(
+            parameters,
+            budget,
+            nodes,
+            partial(measure_work, config, node_sources(source, nodes)[0], train),
+        )
     mesh_id = create_mesh(
         directory,
         nodes=nodes,
         host=host,
         ports=list(range(port, port + nodes)),
-        data=absolute_source(data),
-        model_config=read_model_config(model),
-        parameters=mesh_parameters(chosen, str(preset)),
+        data=source,
+        model_config=config,
+        parameters=parameters,
         seed=seed,
         names=[node.name for node in made],
     )
     for node in made:
         apply_preset(chosen, node, flags)
     ids = [Identity.load(node / "identity.key").node_id.hex() for node in made]
-    return MadeMesh(mesh_id.hex(), made, ids)
+    genesis, _, _ = load_genesis(made[0] / "genesis")
+    says = meaning(parameters, nodes, genesis.schema.layout.total)
+    return MadeMesh(mesh_id.hex(), made, ids, says)
 
 
 def join_and_configure(

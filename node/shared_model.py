@@ -23,6 +23,7 @@ from shoal.compression.layout import CHUNK
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.book import DeltaBook, Settled
 from shoal.gossip.delta import Delta, DeltaHeader, DeltaReference
+from shoal.gossip.density import kept_per_chunk
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.parameters import (
     Contribution,
@@ -55,7 +56,7 @@ class Coming(NamedTuple):
 
     members: Members
     clip_factor: float
-    kept_per_chunk: int
+    budget: float
 
 
 class MissingDeltas(Exception):
@@ -145,7 +146,8 @@ class SharedModel:
     @property
     def frame_bytes_max(self) -> int:
         """No frame is longer that counts now, or that will once the next height is committed."""
-        coming = self.mesh().kept_per_chunk
+        # Nobody knows how few members there will be; with two, one frame may take it all.
+        coming = kept_per_chunk(self.mesh().budget, 2)
         kept = max(coming, *(epoch.kept_per_chunk for epoch in self.book.settled.epochs))
         return max_frame_bytes(self.schema.layout, kept)
 
@@ -297,7 +299,7 @@ class SharedModel:
                 basis.members,
                 self.schema,
                 clip_factor=basis.clip_factor,
-                kept_per_chunk=basis.kept_per_chunk,
+                kept_per_chunk=kept_per_chunk(basis.budget, len(basis.members)),
             )
         )
         return Outcome(

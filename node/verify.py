@@ -50,7 +50,7 @@ from shoal.node.verify_formats import (
     parse_operation,
     read_file,
 )
-from shoal.node.verify_parameters import Parameters, parameters_after
+from shoal.node.verify_parameters import Parameters, density, parameters_after
 
 _VOTE = Struct(">10sB32sQQQ32s")
 NOT_PROVED = (
@@ -171,11 +171,12 @@ def verify_checkpoint(directory: Path, trust: bytes | None = None, *, deltas: bo
     genesis = _check_genesis(directory, trust)
     epoch, in_force = _check_epochs(directory, genesis)
     commit, record = _check_operation(directory, genesis, epoch)
-    if record[0].kept_per_chunk != in_force["kept_per_chunk"]:
+    kept = density(in_force, record[0].members)
+    if record[0].kept_per_chunk != kept:
         raise Refused(
             "record-density",
             f"its deltas keep {record[0].kept_per_chunk} values, "
-            f"the mesh has decided on {in_force['kept_per_chunk']}",
+            f"the budget of {in_force['budget']} with {record[0].members} members pays for {kept}",
         )
     attestation = record[1]
     addresses = check_manifest(directory, genesis, record[0])

@@ -238,6 +238,11 @@ class Record:
         """How many values of each 4096 a delta made under this height may keep."""
         return int.from_bytes(self.parameters[24:26], "big")
 
+    @property
+    def members(self) -> int:
+        """Whose deltas count under this height."""
+        return int.from_bytes(self.parameters[26:28], "big")
+
 
 def parse_operation(data: bytes) -> tuple[Record, Certificate]:
     """A checkpoint operation: its record and the attestation of it; raises Refused."""
@@ -333,7 +338,7 @@ def parse_genesis(document: bytes) -> Genesis:
             parameters=first_parameters(content["parameters"]),
         )
         sound = (
-            content["format"] == 1
+            content["format"] == 2
             and 1 <= len(keys) <= VALIDATORS_MAX
             and len(set(keys)) == len(keys)
             and {len(key) for key in keys} == {32}

@@ -10,9 +10,9 @@ from typing import Any
 
 # In the order of the record: name, value where a genesis does not say, least, most.
 _FIELDS: tuple[tuple[str, float, float, float], ...] = (
-    ("local_steps", 8, 1, 100_000),
+    ("local_steps", 5, 1, 100_000),
     ("rounds_per_checkpoint", 8, 1, 1024),
-    ("kept_per_chunk", 512, 1, 4096),
+    ("budget", 0.06, 0.0001, 1000.0),
     ("beta", 0.95, 0.001, 1.0),
     ("start_share", 0.3, 0.0, 1.0),
     ("clip_factor", 2.0, 0.1, 1e6),
@@ -20,8 +20,33 @@ _FIELDS: tuple[tuple[str, float, float, float], ...] = (
     ("warmup_tokens", 100_000, 0, 2**62),
     ("schedule_tokens", 100_000_000, 1, 2**62),
 )
-_FORM = Struct(">BIHHddddQQ")
-_VERSION = 1
+_FORM = Struct(">BIHdddddQQ")
+_VERSION = 2
+# Values kept of each 4096, and the bytes per parameter that a delta of so many takes.
+_LEVELS = (
+    (1, 0.00094),
+    (2, 0.00146),
+    (3, 0.0019),
+    (4, 0.00225),
+    (6, 0.00288),
+    (8, 0.00345),
+    (11, 0.00436),
+    (16, 0.00592),
+    (23, 0.00797),
+    (32, 0.01053),
+    (45, 0.01401),
+    (64, 0.0188),
+    (91, 0.0252),
+    (128, 0.0334),
+    (181, 0.0443),
+    (256, 0.0584),
+    (362, 0.0766),
+    (512, 0.0999),
+    (724, 0.1292),
+    (1024, 0.1669),
+    (1448, 0.2185),
+    (4096, 0.2504),
+)
 
 Parameters = Mapping[str, float]
 
@@ -52,3 +77,12 @@ def parameters_after(before: Parameters, record: bytes, genesis: Parameters) -> 
         if not least <= value <= most:
             return before
     return {name: value for value, (name, *_) in zip(values, _FIELDS, strict=True)}
+
+
+def density(in_force: Parameters, members: int) -> int:
+    """How many values of each 4096 the budget in force pays for in a mesh of so many members."""
+    found = _LEVELS[0][0]
+    for kept, cost in _LEVELS:
+        if cost * max(1, members - 1) <= in_force["budget"]:
+            found = kept
+    return found

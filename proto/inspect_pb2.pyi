@@ -231,7 +231,6 @@ class MeshParameters(_message.Message):
 
     LOCAL_STEPS_FIELD_NUMBER: _builtins.int
     ROUNDS_PER_CHECKPOINT_FIELD_NUMBER: _builtins.int
-    KEPT_PER_CHUNK_FIELD_NUMBER: _builtins.int
     BETA_FIELD_NUMBER: _builtins.int
     START_SHARE_FIELD_NUMBER: _builtins.int
     ALPHA_FIELD_NUMBER: _builtins.int
@@ -240,9 +239,9 @@ class MeshParameters(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     WARMUP_TOKENS_FIELD_NUMBER: _builtins.int
     SCHEDULE_TOKENS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     local_steps: _builtins.int
     rounds_per_checkpoint: _builtins.int
-    kept_per_chunk: _builtins.int
     beta: _builtins.float
     start_share: _builtins.float
     alpha: _builtins.float
@@ -252,12 +251,13 @@ class MeshParameters(_message.Message):
     learning_rate: _builtins.float
     warmup_tokens: _builtins.int
     schedule_tokens: _builtins.int
+    budget: _builtins.float
+    """bytes per parameter that a member sends a round"""
     def __init__(
         self,
         *,
         local_steps: _builtins.int = ...,
         rounds_per_checkpoint: _builtins.int = ...,
-        kept_per_chunk: _builtins.int = ...,
         beta: _builtins.float = ...,
         start_share: _builtins.float = ...,
         alpha: _builtins.float = ...,
@@ -266,10 +266,11 @@ class MeshParameters(_message.Message):
         learning_rate: _builtins.float = ...,
         warmup_tokens: _builtins.int = ...,
         schedule_tokens: _builtins.int = ...,
+        budget: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "beta", b"beta", "clip_factor", b"clip_factor", "kept_per_chunk", b"kept_per_chunk", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "rounds_per_checkpoint", b"rounds_per_checkpoint", "schedule_tokens", b"schedule_tokens", "staleness", b"staleness", "start_share", b"start_share", "warmup_tokens", b"warmup_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "beta", b"beta", "budget", b"budget", "clip_factor", b"clip_factor", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "rounds_per_checkpoint", b"rounds_per_checkpoint", "schedule_tokens", b"schedule_tokens", "staleness", b"staleness", "start_share", b"start_share", "warmup_tokens", b"warmup_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Run docker-compose.yml for real: four containers commit, one is killed, it comes back.
+"""Run docker-compose.yml for real: four containers commit, one dies and returns, a fifth joins.
 
 The compose file and the Dockerfile are used as they are committed. An override file made here
 only says where this machine keeps what they need: the base image, the package index, free ports.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from container_engine import (
     Failed,
@@ -31,6 +32,8 @@ from container_engine import (
 )
 
 NODES = ("node0", "node1", "node2", "node3")
+# Joins by address in a container of its own, which compose knows nothing of.
+FIFTH = "fifth"
 QUORUM = 3
 IMAGE = "shoal-compose-test/node"
 PROJECT = "shoal-compose-test"
@@ -84,6 +87,28 @@ class Mesh:
         """Start every service, and remember the nodes' containers."""
         self.compose("up", "--detach", timeout_s=300)
         self.containers = {name: self.compose("ps", "--quiet", name).strip() for name in NODES}
+
+    def join_fifth(self) -> None:
+        """Start a newcomer with what a person would give it: a member's line and address."""
+        line = self.inside(NODES[0], "shoal", "invite", "/data").splitlines()[0]
+        place = ("--network", f"{PROJECT}_default", "--network-alias", FIFTH)
+        words = ("join", f"{NODES[0]}:7500", "--token", line, "--dir", "/data")
+        words += ("--listen", "0.0.0.0:7400", "--advertise", f"{FIFTH}:7400")
+        started = run("docker", "run", "--detach", "--init", *place, IMAGE, *words)
+        self.containers[FIFTH] = started.strip()
+
+    def remove_fifth(self) -> None:
+        """Take its container away, if there is one."""
+        if container := self.containers.pop(FIFTH, ""):
+            run("docker", "rm", "--force", "--volumes", container)
+
+    def seen_from_fifth(self, name: str) -> dict[str, Any]:
+        """Ask a node over its members' port, from another container, by what makes one a member."""
+        node_id = json.loads(self.inside(name, "shoal", "status", "--json"))["node_id"]
+        target = f"{node_id}@{name}:7400"
+        reply = self.inside(FIFTH, "shoal", "status", target, "--member", "/data", "--json")
+        seen: dict[str, Any] = json.loads(reply)
+        return seen
 
     def inside(self, name: str, *command: str) -> str:
         """Run a command in a node's container."""
@@ -155,8 +180,8 @@ def exercise(mesh: Mesh) -> None:
             raise Failed(f"no gRPC server answers behind the published port of {name}")
     if mesh.inside("node0", "id", "-u").strip() == "0":
         raise Failed("the nodes run as root")
-    alike = "four nodes certify the same anchor"
-    wait_until(alike, lambda: mesh.common(NODES) > 0, timeout_s=600)
+    alike = "four nodes certify two anchors alike"
+    wait_until(alike, lambda: mesh.common(NODES, above=1) > 0, timeout_s=600)
 
     killed, others = NODES[3], NODES[:3]
     before = mesh.common(others)
@@ -173,6 +198,16 @@ def exercise(mesh: Mesh) -> None:
     again = f"{killed} is back and has what was committed without it"
     wait_until(again, lambda: mesh.common(NODES, above=after - 1) > 0, timeout_s=600)
     wait_until("four health checks pass again", mesh.healthy, timeout_s=600)
+
+    mesh.join_fifth()
+    five = (*NODES, FIFTH)
+    joined = "a fifth has joined by address and has what the four certify"
+    wait_until(joined, lambda: mesh.common(five, above=after) > 0, timeout_s=600)
+    seen = mesh.seen_from_fifth(NODES[0])
+    if seen["node"] != NODES[0] or seen["consensus"]["members"] != len(five):
+        raise Failed(f"what a member sees of {NODES[0]} over gRPC is not its state: {seen}")
+    say(f"{NODES[0]} answers the fifth over gRPC: {len(five)} members")
+    mesh.remove_fifth()
 
     mesh.compose("stop", timeout_s=200)
     codes = {name: mesh.state(name, "ExitCode") for name in NODES}
@@ -196,6 +231,8 @@ def test(stack: ExitStack) -> None:
     size = int(run("docker", "image", "inspect", "--format={{.Size}}", IMAGE))
     say(f"built the image: {size / 1e6:.0f} MB")
     stack.callback(mesh.compose, "down", "--volumes", "--timeout", "20", timeout_s=200)
+    # Before the network that it hangs on.
+    stack.callback(mesh.remove_fifth)
     try:
         exercise(mesh)
     except Failed:
@@ -220,7 +257,7 @@ def main() -> int:
     except Failed as reason:
         print(f"FAILED: {reason}", file=sys.stderr, flush=True)
         return 1
-    say("PASS: four containers committed, lost one, went on, and it caught up")
+    say("PASS: four containers committed, lost one, went on, it caught up, and a fifth joined")
     return 0
 
 

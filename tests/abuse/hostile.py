@@ -97,7 +97,7 @@ class Hostile:
     def frame(self, *, size: float = 1e-3, seed: int = 0) -> bytes:
         """An honest frame of random values."""
         error = torch.randn(self.layout.total, generator=torch.Generator().manual_seed(seed))
-        kept = self.genesis_document.parameters.kept_per_chunk
+        kept = self.genesis_document.epoch_parameters().kept_per_chunk
         return encode(select(error * size, self.layout, kept))
 
     def delta(self, frame: bytes, *, sequence: int, height: int | None = None) -> Delta:

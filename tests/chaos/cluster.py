@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from shoal.gossip.density import budget_for
 from shoal.node.demo_processes import clean_environment
 from shoal.node.founding import create_mesh
 from shoal.node.genesis import MeshParameters
@@ -46,7 +47,7 @@ def found_nodes(directory: Path, *, nodes: int, host: str, ports: list[int]) -> 
         data=str(text),
         model_config=TINY_MODEL,
         parameters=MeshParameters(
-            local_steps=LOCAL_STEPS, rounds_per_checkpoint=2, kept_per_chunk=256
+            local_steps=LOCAL_STEPS, rounds_per_checkpoint=2, budget=budget_for(256, nodes)
         ),
         seed=0,
         names=names,

@@ -219,7 +219,8 @@ class CertifiedMesh:
     def settled(self) -> bytes:
         weights = tuple((key.id, 1 / len(self.sets[0])) for key in self.sets[0])
         clip = (1.0,) * len(SCHEMA.tensors)
-        parameters = EpochParameters(self.height, 1.0, weights, clip, 512, 400)
+        kept = self.genesis.epoch_parameters().kept_per_chunk
+        parameters = EpochParameters(self.height, 1.0, weights, clip, kept, 400)
         return SettledState(self.height, 0, (parameters,), (), ()).to_bytes()
 
     @cached_property

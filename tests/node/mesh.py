@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from shoal.gossip.delta import DeltaHeader
+from shoal.gossip.density import budget_for
 from shoal.node.config import Settings, load_settings
 from shoal.node.daemon import open_node
 from shoal.node.database import Database
@@ -62,7 +63,12 @@ def found_mesh(directory: Path, *, nodes: int = 4, **mesh: Any) -> list[Path]:
         data=str(text),
         model_config=TINY_MODEL,
         parameters=MeshParameters(
-            **{"local_steps": 2, "rounds_per_checkpoint": 2, "kept_per_chunk": 256, **mesh}
+            **{
+                "local_steps": 2,
+                "rounds_per_checkpoint": 2,
+                "budget": budget_for(256, nodes),
+                **mesh,
+            }
         ),
         seed=0,
         names=names,

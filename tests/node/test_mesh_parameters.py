@@ -31,17 +31,17 @@ from shoal.node.verify_parameters import first_parameters, parameters_after
 
 GENESIS = MeshParameters(alpha=1.7, staleness=3)
 # Bytes that put nothing in force: unreadable, of another version, or out of range.
-BEFORE_BETA = pack(">BIHH", 1, 8, 8, 512)
+BEFORE_BETA = pack(">BIHd", 2, 8, 8, 0.06)
 NOTHING = (
     b"\x00",
     b"parameters",
     encode(GENESIS)[:-1],
     encode(GENESIS) + b"\x00",
-    b"\x02" + encode(GENESIS)[1:],
-    pack(">BIHH", 1, 0, 8, 512) + encode(GENESIS)[9:],
-    pack(">BIHH", 1, 8, 8, 5000) + encode(GENESIS)[9:],
-    BEFORE_BETA + pack(">d", float("nan")) + encode(GENESIS)[17:],
-    BEFORE_BETA + pack(">d", float("inf")) + encode(GENESIS)[17:],
+    b"\x01" + encode(GENESIS)[1:],
+    pack(">BIHd", 2, 0, 8, 0.06) + encode(GENESIS)[15:],
+    pack(">BIHd", 2, 8, 8, 5000.0) + encode(GENESIS)[15:],
+    BEFORE_BETA + pack(">d", float("nan")) + encode(GENESIS)[23:],
+    BEFORE_BETA + pack(">d", float("inf")) + encode(GENESIS)[23:],
     encode(GENESIS)[:-8] + b"\xff" * 8,
 )
 
@@ -51,7 +51,7 @@ def test_every_parameter_is_either_changeable_or_fixed_for_a_reason() -> None:
 
 
 def test_what_is_written_is_what_is_read_and_the_fixed_ones_stay() -> None:
-    wish = replace(MeshParameters(), clip_factor=3.5, kept_per_chunk=64, schedule_tokens=2**62)
+    wish = replace(MeshParameters(), clip_factor=3.5, budget=0.25, schedule_tokens=2**62)
     read = decode(encode(wish), GENESIS)
     assert read == replace(wish, alpha=1.7, staleness=3)
     assert decode(b"", GENESIS) == GENESIS
@@ -71,7 +71,7 @@ sound = st.builds(
     MeshParameters,
     local_steps=st.integers(1, 100_000),
     rounds_per_checkpoint=st.integers(1, 1024),
-    kept_per_chunk=st.integers(1, 4096),
+    budget=st.floats(0.0001, 1000.0),
     beta=st.floats(0.001, 1.0),
     start_share=st.floats(0.0, 1.0),
     clip_factor=st.floats(0.1, 1e6),
@@ -88,7 +88,7 @@ def spoilt(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@given(genesis=sound, records=st.lists(sound.map(encode) | spoilt() | st.binary(max_size=60)))
+@given(genesis=sound, records=st.lists(sound.map(encode) | spoilt() | st.binary(max_size=70)))
 def test_the_node_and_the_verifier_read_any_chain_alike(
     genesis: MeshParameters, records: list[bytes]
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_wish_is_read_against_what_is_in_force() -> None:
         (["clip_factor=1" + "0" * 400], "must be from 0.1"),
         (["local_steps=1.5"], "write a whole number"),
         (["local_steps=0"], "must be from 1 to 100000"),
-        (["kept_per_chunk=4097"], "must be from 1 to 4096"),
+        (["budget=0"], "must be from 0.0001 to 1000"),
         (["alpha=2"], "fixed when the mesh was made"),
         (["staleness=2"], "fixed when the mesh was made"),
         (["clip_factor=2.0"], "nothing would change"),

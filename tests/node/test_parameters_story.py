@@ -9,6 +9,7 @@ import pytest
 
 from shoal.consensus.changes import Change, ChangeKind
 from shoal.gossip.delta import DeltaReference
+from shoal.gossip.density import budget_for
 from shoal.gossip.parameters import EpochParameters
 from shoal.node import cli
 from shoal.node.audit import audit_all
@@ -21,11 +22,17 @@ from shoal.node.join import join_mesh
 from shoal.node.membership import approval
 from shoal.node.operator import approve_parameters, mesh_parameters
 from shoal.node.verify import verify_checkpoint
+from shoal.node.verify_parameters import density
 from tests.node.inviting import invitation_by
 from tests.node.mesh import QUICK, RunningNode, any_address, found_mesh, until, until_rebuilt
 
 KEPT = {**QUICK, "retention.keep_whole": 100}
-WISH = {"clip_factor": "1.25", "kept_per_chunk": "64", "learning_rate": "0.002", "beta": "0.9"}
+WISH = {
+    "clip_factor": "1.25",
+    "budget": str(budget_for(16, 4)),
+    "learning_rate": "0.002",
+    "beta": "0.9",
+}
 NONSENSE = b"\x01 these are no parameters"
 
 
@@ -53,10 +60,8 @@ async def approved_by(node: RunningNode) -> str:
 
 async def a_quorum_decides(nodes: list[RunningNode]) -> None:
     before = in_force(nodes[0])
-    with pytest.raises(UserError, match="kept_per_chunk must be from 1 to 4096"):
-        await asyncio.to_thread(
-            partial(approve_parameters, nodes[0].directory, {"kept_per_chunk": "0"})
-        )
+    with pytest.raises(UserError, match="budget must be from"):
+        await asyncio.to_thread(partial(approve_parameters, nodes[0].directory, {"budget": "0"}))
     assert "clip_factor 2.0 -> 1.25" in await approved_by(nodes[0])
     assert "3 of 4" in await approved_by(nodes[0]), "saying it twice is no harm"
     assert "3 of 4" in await approved_by(nodes[1])
@@ -76,7 +81,7 @@ async def a_quorum_decides(nodes: list[RunningNode]) -> None:
     assert answer.in_force == in_force(nodes[2]) and answer.decided is None
     await two_more(nodes)
     for node in nodes:
-        assert node.model.parameters.kept_per_chunk == 64
+        assert node.model.parameters.kept_per_chunk == 16
         schedule = node.training.schedule
         assert schedule is not None and schedule["learning_rate"] == 0.002
     await old_deltas_can_still_be_read(nodes)
@@ -90,7 +95,7 @@ async def old_deltas_can_still_be_read(nodes: list[RunningNode]) -> None:
         for header in first.headers
         if header.height == 0
     ]
-    await until(lambda: all(e.kept_per_chunk == 64 for e in model.book.settled.epochs), nodes)
+    await until(lambda: all(e.kept_per_chunk == 16 for e in model.book.settled.epochs), nodes)
     read = [delta for each in old if (delta := await model.load(each)) is not None]
     assert max(len(delta.frame) for delta in read) > model.frame_bytes_max
 
@@ -157,8 +162,11 @@ def _a_stranger_checks(directory: Path, capsys: pytest.CaptureFixture[str]) -> N
     for height, path in checkpoint_directories(directory / "mesh" / "node0").items():
         proof = verify_checkpoint(path, genesis.mesh_id)
         epochs.add(proof.epoch.number)
-        expected = 64 if proof.epoch.number else 256
-        assert proof.in_force["kept_per_chunk"] == proof.record.kept_per_chunk == expected
+        # The fifth member makes everybody say less.
+        decided = {4: 16, 5: 11}[proof.record.members]
+        expected = decided if proof.epoch.number else 256
+        assert density(proof.in_force, proof.record.members) == proof.record.kept_per_chunk
+        assert proof.record.kept_per_chunk == expected
         assert proof.in_force["clip_factor"] == (1.25 if proof.epoch.number else 2.0)
         settled = EpochParameters.from_bytes(proof.record.parameters[:-32])
         assert settled.height == height

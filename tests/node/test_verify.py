@@ -307,7 +307,7 @@ def test_a_genesis_that_is_malformed_is_refused_before_it_is_used(directory: Pat
         ("schema", [{**content["schema"][0], "shape": [True]}]),
         ("schema", content["schema"][:1] * 2),
         ("tokenizer", {"../escape": "00"}),
-        ("format", 2),
+        ("format", 3),
     ):
         (directory / "genesis.json").write_text(json.dumps({**content, key: value}))
         assert refusal(directory, trust=None).reason == "malformed-genesis"

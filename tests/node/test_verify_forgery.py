@@ -207,13 +207,13 @@ def test_an_attackers_whole_mesh_holds_together_and_is_still_not_the_trusted_one
 
 
 def decided(**changes: object) -> CertifiedMesh:
-    """A mesh whose validators changed its parameters; its checkpoint keeps 512 values of 4096."""
+    """A mesh whose validators changed its parameters; its checkpoint's density did not change."""
     wish = replace(MeshParameters(), **changes)  # type: ignore[arg-type]
     return CertifiedMesh("ABCD", "ABCDE", parameters=encode(wish))
 
 
 def test_a_record_of_another_density_than_the_mesh_decided_is_refused(tmp_path: Path) -> None:
-    mesh = decided(kept_per_chunk=64)
+    mesh = decided(budget=1.0)
     directory = mesh.write(tmp_path)
     assert refusal(directory, mesh.mesh_id).reason == "record-density"
 

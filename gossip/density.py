@@ -1,0 +1,55 @@
+"""One dial: from the bytes that a member may send to how much of each delta is said.
+
+Every delta reaches every member, so a mesh of n sends it n - 1 times however it is routed, and a
+member's share of that is n - 1 frames a round. With b(k) bytes per parameter in a frame that keeps
+k values of each 4096,
+
+    kept_per_chunk(budget, n) = max { k : b(k) (n - 1) <= budget },    the smallest k where none is
+
+All members compute it from the committed member list: a table and one product, which IEEE 754
+fixes to the bit. Source: reference/algorithms.md 1.4 (density chosen and frozen per epoch).
+"""
+
+# (k, b(k)): steps of sqrt 2, measured on deltas of normal, product-normal and heavy-tailed values
+# (the largest of the three, rounded up; tests/gossip/test_density.py measures again). Between 1448
+# and 4096, where no positions need to be said, there is nothing cheaper than 4096.
+LEVELS: tuple[tuple[int, float], ...] = (
+    (1, 0.00094),
+    (2, 0.00146),
+    (3, 0.0019),
+    (4, 0.00225),
+    (6, 0.00288),
+    (8, 0.00345),
+    (11, 0.00436),
+    (16, 0.00592),
+    (23, 0.00797),
+    (32, 0.01053),
+    (45, 0.01401),
+    (64, 0.0188),
+    (91, 0.0252),
+    (128, 0.0334),
+    (181, 0.0443),
+    (256, 0.0584),
+    (362, 0.0766),
+    (512, 0.0999),
+    (724, 0.1292),
+    (1024, 0.1669),
+    (1448, 0.2185),
+    (4096, 0.2504),
+)
+
+
+def copies(members: int) -> int:
+    """How many frames a member sends a round; a mesh of one keeps as much as a mesh of two."""
+    return max(1, members - 1)
+
+
+def kept_per_chunk(budget: float, members: int) -> int:
+    """Values kept of each 4096. budget: bytes per parameter and round, above 0."""
+    fitting = [kept for kept, cost in LEVELS if cost * copies(members) <= budget]
+    return max(fitting, default=LEVELS[0][0])
+
+
+def budget_for(kept: int, members: int) -> float:
+    """The least budget that keeps at least `kept` of 4096 in a mesh of so many members."""
+    return next(cost for level, cost in LEVELS if level >= kept) * copies(members)

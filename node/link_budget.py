@@ -1,0 +1,120 @@
+"""The one dial as a person turns it: bytes per parameter and round, or the speed of a link.
+
+A link's speed becomes bytes per parameter by how long a round's steps take on this machine:
+
+    budget = LINK_SHARE * speed / 8 * (local_steps * seconds per step) / parameters
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from shoal.gossip.density import LEVELS, budget_for, kept_per_chunk
+from shoal.node.config import TrainSettings
+from shoal.node.errors import UserError
+from shoal.node.genesis import MeshParameters
+from shoal.training.data import load
+from shoal.training.errors import TrainingError
+from shoal.training.local_steps import LocalTrainer, Schedule
+from shoal.training.model import FlatModel, build_model, default_config
+from shoal.training.tokenizer import ByteTokenizer
+
+# Half of a link: votes, checkpoints and whatever else the line is for need room, and a burst that
+# takes twice as long as the steps it follows would never be caught up with.
+LINK_SHARE = 0.5
+WARM_STEPS = 2
+TIMED_STEPS = 5
+_SPEED = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kMG])bit(?:/s)?")
+_BITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a round is made of on this machine."""
+
+    parameters: int
+    step_seconds: float
+
+
+def with_budget(
+    mesh: MeshParameters, text: str, members: int, measure: Callable[[], Work]
+) -> MeshParameters:
+    """`mesh` with the budget that `text` says: "0.06", or "20Mbit" of every member's uplink.
+
+    measure: asked only for a link's speed. Raises UserError, one line.
+    """
+    if speed := _SPEED.fullmatch(text.strip()):
+        work = measure()
+        bytes_per_second = LINK_SHARE * float(speed[1]) * _BITS[speed[2]] / 8
+        round_seconds = mesh.local_steps * work.step_seconds
+        budget = bytes_per_second * round_seconds / work.parameters
+    else:
+        budget = _number(text)
+    after = replace(mesh, budget=budget)
+    least = budget_for(LEVELS[0][0], members)
+    if budget < least:
+        raise UserError(
+            f"--budget {text}: {budget:.2g} bytes per parameter and round, and with {members} "
+            f"members a delta takes {least:.2g} at least; make local_steps larger than "
+            f"{mesh.local_steps} ([mesh] in a preset), or the model smaller"
+        )
+    if problems := after.problems():
+        raise UserError(f"--budget {text}: {problems[0]}")
+    return after
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"--budget {text}: write bytes per parameter and round, like 0.06, or the speed that "
+            "each member can send with, like 20Mbit"
+        ) from None
+
+
+def meaning(mesh: MeshParameters, members: int, parameters: int) -> str:
+    """What a budget comes to, for a person."""
+    kept = kept_per_chunk(mesh.budget, members)
+    sent = parameters * budget_for(kept, members)
+    return (
+        f"{kept} of each 4096 values are said every {mesh.local_steps} steps; each of {members} "
+        f"members sends about {sent / 1e6:.2g} MB a round"
+    )
+
+
+def measure_work(config: Mapping[str, Any] | None, source: str, settings: TrainSettings) -> Work:
+    """Time a few steps of this model on this machine as a node with these settings makes them.
+
+    config: a transformers configuration; None is the default model. Raises UserError where it or
+    the text cannot be used.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        model = FlatModel(build_model(config or default_config(), seed=0))
+        corpus = load(source, ByteTokenizer())
+        corpus.require(sequence=settings.sequence, vocabulary_size=model.vocabulary_size)
+        trainer = LocalTrainer(
+            model,
+            corpus,
+            Schedule(learning_rate=1e-4, warmup_tokens=1, schedule_tokens=2),
+            batch=settings.batch,
+            sequence=settings.sequence,
+            weight_decay=0.0,
+            seed=0,
+        )
+        for step in range(WARM_STEPS):
+            trainer.step(round=0, step=step, tokens=0)
+        began = time.perf_counter()
+        for step in range(TIMED_STEPS):
+            trainer.step(round=1, step=step, tokens=0)
+        return Work(model.flat.numel(), (time.perf_counter() - began) / TIMED_STEPS)
+    except TrainingError as error:
+        raise UserError(str(error)) from None
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,82 @@
+"""`shoal init --budget`: one dial, turned by a number or by the speed of a link."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shoal.gossip.density import LEVELS, kept_per_chunk
+from shoal.node import cli
+from shoal.node.config import TrainSettings
+from shoal.node.errors import UserError
+from shoal.node.genesis import MeshParameters, load_genesis
+from shoal.node.link_budget import Work, meaning, measure_work, with_budget
+from shoal.node.verify_parameters import density
+from tests.node.mesh import TINY_MODEL
+
+MESH = MeshParameters(local_steps=10)
+
+
+def nobody_asks() -> Work:
+    raise AssertionError("a number needs no measurement")
+
+
+def test_a_number_is_bytes_per_parameter_and_round() -> None:
+    assert with_budget(MESH, "0.25", 4, nobody_asks) == replace(MESH, budget=0.25)
+
+
+@pytest.mark.parametrize("text", ["16Mbit", "16 Mbit/s", "16000kbit", "0.016Gbit"])
+def test_a_links_speed_is_what_it_carries_while_the_steps_are_made(text: str) -> None:
+    """Half of 2 MB a second for ten steps of 0.2 s, on ten million parameters."""
+    mesh = with_budget(MESH, text, 4, lambda: Work(parameters=10_000_000, step_seconds=0.2))
+    assert mesh.budget == pytest.approx(0.2)
+    assert meaning(mesh, 4, 10_000_000).startswith("256 of each 4096 values are said every 10 ")
+    assert "1.8 MB a round" in meaning(mesh, 4, 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("fast", "write bytes per parameter and round, like 0.06, or"),
+        ("20MB", "like 20Mbit"),
+        ("nan", "must be from"),
+        ("inf", "must be from"),
+        ("-1", "at least"),
+        ("0.0003", "make local_steps larger than 10"),
+        ("1kbit", "make local_steps larger than 10"),
+    ],
+)
+def test_a_budget_that_buys_nothing_is_refused_in_one_line(text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as refusal:
+        with_budget(MESH, text, 4, lambda: Work(parameters=10_000_000, step_seconds=0.2))
+    assert "\n" not in str(refusal.value)
+
+
+def test_steps_are_measured_on_the_model_that_will_be_trained() -> None:
+    settings = TrainSettings(batch=2, sequence=16)
+    work = measure_work(TINY_MODEL, "builtin:0/4", settings)
+    assert 0 < work.step_seconds < 60
+    assert work.parameters < 100_000
+    with pytest.raises(UserError, match="they do not belong together"):
+        measure_work({**TINY_MODEL, "vocab_size": 8}, "builtin:0/4", settings)
+
+
+def test_a_mesh_is_made_for_a_budget_and_says_what_it_comes_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "config.json"
+    model.write_text(json.dumps(TINY_MODEL))
+    words = ["init", str(tmp_path / "mesh"), "--model", str(model), "--nodes", "3"]
+    assert cli.main([*words, "--budget", "0.2"]) == 0
+    said = capsys.readouterr().out
+    assert "budget: 512 of each 4096 values are said every 5 steps; each of 3 members" in said
+    genesis, _, _ = load_genesis(tmp_path / "mesh" / "node2" / "genesis")
+    assert genesis.parameters.budget == 0.2
+    assert genesis.epoch_parameters().kept_per_chunk == 512
+
+
+def test_the_verifier_has_the_same_table() -> None:
+    for members in (1, 2, 3, 4, 7, 31, 1000):
+        for budget in (1e-4, *(cost * members for _, cost in LEVELS), 0.06, 1e3):
+            assert density({"budget": budget}, members) == kept_per_chunk(budget, members)
