@@ -16,6 +16,8 @@ SETTLE_SECONDS = 6.0
 STOP_SECONDS = 20.0
 # A node on a starved machine may answer late.
 ASK_SECONDS = 120.0
+# What is shown of a node that ended: everything else is deleted with its directory.
+LOG_TAIL_BYTES = 400
 
 
 class MeshEnd:
@@ -36,7 +38,8 @@ class MeshEnd:
 
     def reached(self) -> bool:
         """Whether nothing more will come; a node that ended early is an error."""
-        assert all(process.poll() is None for process in self._processes), "a node has ended"
+        for node, process in zip(self._nodes, self._processes, strict=True):
+            assert process.poll() is None, f"{node.name} has ended: {_log(node)[-LOG_TAIL_BYTES:]!r}"
         if not all(b'"training.finished"' in _log(node) for node in self._nodes):
             return False
         seen = [max(checkpoint_directories(node), default=0) for node in self._nodes]
