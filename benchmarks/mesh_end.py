@@ -39,7 +39,9 @@ class MeshEnd:
     def reached(self) -> bool:
         """Whether nothing more will come; a node that ended early is an error."""
         for node, process in zip(self._nodes, self._processes, strict=True):
-            assert process.poll() is None, f"{node.name} has ended: {_log(node)[-LOG_TAIL_BYTES:]!r}"
+            assert process.poll() is None, (
+                f"{node.name} has ended: {_log(node)[-LOG_TAIL_BYTES:]!r}"
+            )
         if not all(b'"training.finished"' in _log(node) for node in self._nodes):
             return False
         seen = [max(checkpoint_directories(node), default=0) for node in self._nodes]

@@ -43,10 +43,10 @@ def _checked_peer(text: str) -> str:
 
 
 def _comma_separated(value: object) -> object:
-    """An environment variable cannot hold a list, so it holds "a:7400,b:7400"."""
+    """A variable cannot hold a list, so it holds "a:7400,b:7400"; a flag may be one number."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
-    return value
+    return [value] if isinstance(value, int) else value
 
 
 Address = Annotated[str, AfterValidator(_checked_address)]

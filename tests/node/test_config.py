@@ -57,6 +57,10 @@ def test_a_list_in_the_environment_is_separated_by_commas(monkeypatch: pytest.Mo
     assert load_settings(None).node.peers == peers
 
 
+def test_a_list_of_one_number_is_a_list_in_a_flag() -> None:
+    assert load_settings(None, {"train.snapshot_rounds": 20}).train.snapshot_rounds == [20]
+
+
 def test_settings_made_directly_read_nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_TRAIN__BATCH", "4")
     assert Settings().train.batch == 8
