@@ -22,7 +22,7 @@ from shoal.node.genesis import (
 from shoal.node.identity import Identity
 from shoal.training.data import load
 from shoal.training.errors import TrainingError
-from shoal.training.model import FlatModel, build_model, default_config
+from shoal.training.model import FlatModel, build_model, default_config, with_mask_token
 from shoal.training.tokenizer import ByteTokenizer
 
 
@@ -67,7 +67,8 @@ def create_mesh(
     files = tokenizer.files()
     try:
         check_tokenizer_names(files)
-        config = dict(model_config) if model_config is not None else default_config()
+        chosen = model_config if model_config is not None else default_config()
+        config = with_mask_token(chosen, tokenizer)
         anchor = first_anchor(config, seed)
         tokens = {source: len(load(source, tokenizer).train) for source in sorted(set(sources))}
     except TrainingError as error:

@@ -1,7 +1,8 @@
 """How good the model is: mean cross-entropy on text that nobody trains on.
 
 The windows are spread evenly over the held-out tokens, so the same text, weights and number of
-batches give the same figure at any time and on any node.
+batches give the same figure at any time and on any node. A masked model is asked for the same
+tokens every time.
 """
 
 import numpy as np
@@ -11,6 +12,8 @@ from shoal.training.data import windows
 from shoal.training.errors import TrainingError
 from shoal.training.model import FlatModel
 from shoal.training.tokenizer import Tokens
+
+MASK_SEED = 0
 
 
 def held_out_loss(
@@ -32,11 +35,13 @@ def held_out_loss(
     count = max(1, min(batches * batch, len(held_out) // (sequence + 1)))
     starts = np.linspace(0, last_start, count).astype(np.int64)
     total = torch.zeros((), dtype=torch.float64)
+    masks = np.random.default_rng(MASK_SEED)
     with model.holding(weights), torch.no_grad():
         for first in range(0, count, batch):
             part = starts[first : first + batch]
-            total += model.loss(windows(held_out, part, sequence)).double().cpu() * len(part)
-    loss = float(total) / count
-    if not np.isfinite(loss):
+            loss = model.loss(windows(held_out, part, sequence), masks)
+            total += loss.double().cpu() * len(part)
+    mean = float(total) / count
+    if not np.isfinite(mean):
         raise TrainingError("the held-out loss is not a number: the weights to evaluate are broken")
-    return loss
+    return mean

@@ -21,8 +21,11 @@ def sample(
     """Return the prompt's continuation: at most `new_tokens` tokens, fewer at a document's end.
 
     temperature: 0 always takes the likeliest token, 1 draws as the model expects. Equal arguments
-    give equal text. Raises TrainingError for an empty prompt and for more than the model can see.
+    give equal text. Raises TrainingError for a masked model, an empty prompt and more than the
+    model can see.
     """
+    if model.mask_token is not None:
+        raise TrainingError("this is a masked model: it fills in hidden tokens, it writes no text")
     context = [int(token) for token in tokenizer.encode(prompt)]
     if not context:
         raise TrainingError("the prompt is empty; give the model something to continue")

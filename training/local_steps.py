@@ -9,6 +9,7 @@ AdamW's first steps are as long as the learning rate allows whatever the gradien
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from shoal.training.data import Corpus
@@ -21,6 +22,8 @@ FLOOR_SHARE = 0.1
 # Steps over which a node with a new optimiser reaches the learning rate of a running mesh
 # (algorithms.md 1.4, "late joiner").
 LATE_WARMUP_STEPS = 50
+# What chooses masks, besides seed, round and step, which alone choose the windows.
+MASK_STREAM = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,8 @@ class LocalTrainer:
         windows = self._corpus.batch(
             seed=self._seed, round=round, step=step, batch=self._batch, sequence=self._sequence
         )
-        loss = self._model.loss(windows)
+        masks = np.random.default_rng((self._seed, round, step, MASK_STREAM))
+        loss = self._model.loss(windows, masks)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([self._parameter], GRADIENT_NORM_MAX)
         self.optimizer.param_groups[0]["lr"] = self._learning_rate(tokens)

@@ -1,4 +1,4 @@
-"""The language model, and its parameters as one flat vector.
+"""The language model, causal or masked, and its parameters as one flat vector.
 
 What the mesh exchanges is a vector of float32 values, not a tree of tensors. So the parameters of
 the module *are* that vector: each is a view into one buffer, in the order of `named_parameters()`,
@@ -16,13 +16,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from shoal.training.errors import TrainingError
+from shoal.training.masking import NOT_ASKED, mask
+from shoal.training.tokenizer import Tokenizer
 
 PARAMETERS_MAX = 500_000_000
 LAYERS_MAX = 1024
+MASKED_SUFFIX = "ForMaskedLM"
 # Keys that would make transformers load code or kernels from elsewhere.
 REFUSED_KEYS = frozenset(
     {
@@ -58,25 +62,47 @@ def default_config() -> dict[str, Any]:
 
 
 def build_model(config: Mapping[str, Any], seed: int) -> torch.nn.Module:
-    """Return a causal language model with fresh float32 weights drawn from `seed`.
+    """Return a language model with fresh float32 weights drawn from `seed`.
 
-    The caller's random state is left as it was. Raises TrainingError for a configuration that
+    It is a masked one where the configuration's architectures say so, else a causal one. The
+    caller's random state is left as it was. Raises TrainingError for a configuration that
     transformers does not know, that names foreign code, or that is too large.
     """
-    parsed = _parse_config(config)
+    masked = is_masked(config)
+    parsed = _parse_config(config, masked)
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in _construct(parsed).parameters())
+        size = sum(parameter.numel() for parameter in _construct(parsed, masked).parameters())
     if size > PARAMETERS_MAX:
         raise TrainingError(f"the model has {size} parameters; at most {PARAMETERS_MAX} are meant")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _construct(parsed).float()
+        return _construct(parsed, masked).float()
 
 
-def _construct(parsed: Any) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
+def is_masked(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a masked language model, like BertForMaskedLM."""
+    names = config.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(MASKED_SUFFIX) for name in names)
 
-    factory: Any = AutoModelForCausalLM
+
+def with_mask_token(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the configuration; a masked model's names the mask token, by default the tokenizer's.
+
+    Raises TrainingError where neither has one.
+    """
+    if not is_masked(config) or "mask_token_id" in config:
+        return dict(config)
+    if tokenizer.mask_token is None:
+        raise TrainingError(
+            "the tokenizer has no [MASK] or <mask>; set mask_token_id in the model configuration"
+        )
+    return {**config, "mask_token_id": tokenizer.mask_token}
+
+
+def _construct(parsed: Any, masked: bool) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    factory: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     try:
         module = factory.from_config(parsed, attn_implementation="sdpa")
     except Exception as error:  # transformers does not say what it raises.
@@ -85,23 +111,25 @@ def _construct(parsed: Any) -> torch.nn.Module:
     return module
 
 
-def _parse_config(config: Mapping[str, Any]) -> Any:
+def _parse_config(config: Mapping[str, Any], masked: bool) -> Any:
     # Weights come from the mesh alone: this keeps transformers from ever asking a network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
     if refused := sorted(REFUSED_KEYS & config.keys()):
         raise TrainingError(f"the model configuration may not set {', '.join(refused)}")
     values = dict(config)
     model_type = str(values.pop("model_type", ""))
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        similar = difflib.get_close_matches(model_type, known, n=3, cutoff=0.5)
+    masked_names = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    known = masked_names if masked else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if model_type not in known:
+        kind, some = ("masked", ["bert"]) if masked else ("causal", ["gpt2", "llama"])
+        similar = difflib.get_close_matches(model_type, sorted(known), n=3, cutoff=0.5)
         raise TrainingError(
-            f'transformers knows no causal language model of model_type "{model_type}"; '
-            f"{'similar' if similar else 'some'} are {', '.join(similar or ['gpt2', 'llama'])}"
+            f'transformers knows no {kind} language model of model_type "{model_type}"; '
+            f"{'similar' if similar else 'some'} are {', '.join(similar or some)}"
         )
     try:
         parsed = AutoConfig.for_model(model_type, **values)
@@ -109,7 +137,24 @@ def _parse_config(config: Mapping[str, Any]) -> Any:
         raise TrainingError(f"the model configuration does not work: {_one_line(error)}") from None
     if not 1 <= int(getattr(parsed, "num_hidden_layers", 1)) <= LAYERS_MAX:
         raise TrainingError(f"num_hidden_layers must be from 1 to {LAYERS_MAX}")
+    looks_both_ways = masked_names.get(model_type, "").endswith(MASKED_SUFFIX)
+    if masked:
+        _require_mask_token(config.get("mask_token_id"), int(getattr(parsed, "vocab_size", 0)))
+    elif looks_both_ways and not getattr(parsed, "is_decoder", False):
+        # It would see the tokens that it is to predict, and learn nothing but to copy them.
+        raise TrainingError(
+            f'a {model_type} looks both ways: write "architectures": '
+            f'["{masked_names[model_type]}"], or "is_decoder": true to make it a causal one'
+        )
     return parsed
+
+
+def _require_mask_token(token: object, vocabulary_size: int) -> None:
+    if type(token) is not int or not 0 <= token < vocabulary_size:
+        raise TrainingError(
+            f"mask_token_id must be a token from 0 to {vocabulary_size - 1}, not {token!r}; a "
+            "masked language model needs it"
+        )
 
 
 def _one_line(error: Exception) -> str:
@@ -123,6 +168,12 @@ class FlatModel:
         self.device = device or torch.device("cpu")
         self.module = module.to(self.device, torch.float32)
         self.module.train()
+        # None: a causal model.
+        self.mask_token: int | None = (
+            int(self.module.config.mask_token_id)
+            if type(module).__name__.endswith(MASKED_SUFFIX)
+            else None
+        )
         # named_parameters() gives a tied weight once.
         self._named = [item for item in module.named_parameters() if item[1].requires_grad]
         self.size = sum(parameter.numel() for _, parameter in self._named)
@@ -159,15 +210,29 @@ class FlatModel:
         token = getattr(self.module.config, "eos_token_id", None)
         return token if isinstance(token, int) else None
 
-    def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy (nats per token) of predicting each next token.
+    def loss(self, windows: torch.Tensor, masks: np.random.Generator | None = None) -> torch.Tensor:
+        """Return the mean cross-entropy in nats per token that is asked for.
 
-        windows: int64 [batch, sequence + 1]; the result is a scalar with a gradient.
+        A causal model is asked for each next token, a masked one for those that `masks`, which it
+        needs, chooses of all but the last (masking.py). windows: int64 [batch, sequence + 1]; the
+        result is a scalar with a gradient.
         """
-        windows = windows.to(self.device, non_blocking=True)
+        if self.mask_token is None:
+            shown, asked, further = windows[:, :-1], windows[:, 1:], {"use_cache": False}
+        else:
+            assert masks is not None, "a masked model is told what to hide"
+            shown, asked = mask(
+                windows[:, :-1],
+                masks,
+                mask_token=self.mask_token,
+                vocabulary_size=self.vocabulary_size,
+            )
+            further = {}
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.module(input_ids=windows[:, :-1], use_cache=False).logits
-        return functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+            shown = shown.to(self.device, non_blocking=True)
+            logits = self.module(input_ids=shown, **further).logits
+        asked = asked.to(self.device, non_blocking=True).flatten()
+        return functional.cross_entropy(logits.flatten(0, 1).float(), asked, ignore_index=NOT_ASKED)
 
     @contextmanager
     def holding(self, weights: torch.Tensor) -> Iterator[None]:

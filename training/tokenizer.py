@@ -18,6 +18,8 @@ from shoal.training.errors import TrainingError
 
 # What stands between two documents, and the token that a byte-level model ends with.
 SEPARATOR = "\0"
+# What BERT's and RoBERTa's descendants call the token that hides another.
+MASK_TOKENS = ("[MASK]", "<mask>")
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024
 
@@ -30,6 +32,11 @@ class Tokenizer(Protocol):
     @property
     def vocabulary_size(self) -> int:
         """How many different tokens there are."""
+        ...
+
+    @property
+    def mask_token(self) -> int | None:
+        """The token that hides another from a masked model; None where there is none."""
         ...
 
     def encode(self, text: str) -> Tokens:
@@ -45,6 +52,8 @@ class ByteTokenizer:
     """One token per UTF-8 byte."""
 
     vocabulary_size = 256
+    # A byte that no UTF-8 text holds.
+    mask_token = 0xFF
 
     def encode(self, text: str) -> Tokens:
         """Return the UTF-8 bytes of `text` as uint8."""
@@ -93,6 +102,8 @@ class FileTokenizer:
 
         self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         self.vocabulary_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        masks = (self._tokenizer.token_to_id(name) for name in MASK_TOKENS)
+        self.mask_token: int | None = next((token for token in masks if token is not None), None)
         self._dtype = np.min_scalar_type(max(self.vocabulary_size - 1, 0))
 
     def encode(self, text: str) -> Tokens:

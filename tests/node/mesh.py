@@ -48,7 +48,9 @@ def any_address() -> str:
     return f"127.0.0.1:{free_ports(1)[0]}"
 
 
-def found_mesh(directory: Path, *, nodes: int = 4, **mesh: Any) -> list[Path]:
+def found_mesh(
+    directory: Path, *, nodes: int = 4, model: Mapping[str, Any] = TINY_MODEL, **mesh: Any
+) -> list[Path]:
     """Make the directories of a small mesh; returns them."""
     text = directory / "text"
     text.mkdir(parents=True)
@@ -61,7 +63,7 @@ def found_mesh(directory: Path, *, nodes: int = 4, **mesh: Any) -> list[Path]:
         host="127.0.0.1",
         ports=free_ports(nodes),
         data=str(text),
-        model_config=TINY_MODEL,
+        model_config=model,
         parameters=MeshParameters(
             **{
                 "local_steps": 2,

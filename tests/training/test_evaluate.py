@@ -11,7 +11,7 @@ from shoal.training.errors import TrainingError
 from shoal.training.evaluate import held_out_loss
 from shoal.training.model import FlatModel, build_model
 from shoal.training.tokenizer import Tokens
-from tests.training.worker_process import TINY_MODEL
+from tests.training.worker_process import TINY_BERT, TINY_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,16 @@ def test_the_loss_is_the_mean_over_windows_however_they_are_batched(model: FlatM
     ]
     windows = torch.from_numpy(tokens.astype(np.int64)).view(7, 17)
     assert losses == pytest.approx([model.loss(windows).item()] * 4, abs=1e-5)
+
+
+def test_a_masked_model_is_asked_the_same_every_time_however_it_is_batched() -> None:
+    masked = FlatModel(build_model(TINY_BERT, seed=0))
+    tokens: Tokens = np.random.default_rng(0).integers(0, 256, 17 * 7, dtype=np.uint8)
+    losses = [
+        held_out_loss(masked, masked.flat, tokens, batches=100, batch=batch, sequence=16)
+        for batch in (1, 3, 7, 7)
+    ]
+    assert losses == pytest.approx([losses[0]] * 4, abs=1e-5)
 
 
 def test_the_number_of_batches_bounds_the_work(model: FlatModel) -> None:

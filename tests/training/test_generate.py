@@ -7,7 +7,7 @@ from shoal.training.errors import TrainingError
 from shoal.training.generate import sample
 from shoal.training.model import FlatModel, build_model
 from shoal.training.tokenizer import ByteTokenizer
-from tests.training.worker_process import TINY_MODEL
+from tests.training.worker_process import TINY_BERT, TINY_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,8 @@ def test_a_model_that_has_learned_a_line_says_it() -> None:
 
 
 def test_what_cannot_be_continued_is_refused(model: FlatModel) -> None:
+    with pytest.raises(TrainingError, match="this is a masked model"):
+        continuation(FlatModel(build_model(TINY_BERT, seed=0)), "def ")
     with pytest.raises(TrainingError, match="prompt is empty"):
         continuation(model, "")
     with pytest.raises(TrainingError, match=r"60 tokens of prompt and 5 new ones .* the 64"):

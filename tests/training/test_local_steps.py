@@ -7,9 +7,10 @@ from shoal.training.data import load
 from shoal.training.local_steps import LATE_WARMUP_STEPS, LocalTrainer, Schedule
 from shoal.training.model import FlatModel, build_model
 from shoal.training.tokenizer import ByteTokenizer
-from tests.training.worker_process import TINY_MODEL
+from tests.training.worker_process import TINY_BERT, TINY_MODEL
 
 SCHEDULE = Schedule(learning_rate=1.0, warmup_tokens=1000, schedule_tokens=11_000)
+FAST = Schedule(learning_rate=3e-3, warmup_tokens=0, schedule_tokens=10**9)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,22 @@ def test_many_steps_learn() -> None:
     losses = [float(trainer.step(round=1, step=step, tokens=0)) for step in range(60)]
     assert losses[0] == pytest.approx(5.55, abs=0.15), "nothing is known at first: log 256"
     assert sum(losses[-10:]) / 10 < 4.3
+
+
+def test_a_masked_model_learns_and_its_steps_can_be_repeated() -> None:
+    def losses(seed: int) -> list[float]:
+        model = FlatModel(build_model({**TINY_BERT, "hidden_dropout_prob": 0.0}, seed=0))
+        corpus = load("builtin:0/64", ByteTokenizer())
+        trainer = LocalTrainer(
+            model, corpus, FAST, batch=4, sequence=32, weight_decay=0.1, seed=seed
+        )
+        torch.manual_seed(0)
+        return [float(trainer.step(round=1, step=step, tokens=0)) for step in range(120)]
+
+    first = losses(1)
+    assert first[0] == pytest.approx(5.55, abs=0.15), "nothing is known at first: log 256"
+    assert sum(first[-20:]) / 20 < 4.3
+    assert losses(1) == pytest.approx(first, abs=1e-4)
 
 
 def test_a_step_is_adamw_with_a_clipped_gradient() -> None:

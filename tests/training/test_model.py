@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from shoal.training.errors import TrainingError
-from shoal.training.model import FlatModel, build_model, default_config
+from shoal.training.masking import mask
+from shoal.training.model import FlatModel, build_model, default_config, with_mask_token
 from shoal.training.tokenizer import ByteTokenizer
 from shoal.training.weights_file import read_weights, write_weights
-from tests.training.worker_process import TINY_MODEL
+from tests.training.worker_process import TINY_BERT, TINY_MODEL
 
 
 def test_the_built_in_model_is_small_and_tied() -> None:
@@ -74,6 +76,19 @@ def test_a_seed_gives_the_same_weights_and_leaves_the_callers_randomness_alone()
         ({**TINY_MODEL, "vocab_size": 10**9}, "32.* parameters; at most 500000000"),
         ({**TINY_MODEL, "hidden_size": "wide"}, "the model configuration does not work"),
         ({**TINY_MODEL, "hidden_size": -4}, "the model configuration does not work"),
+        (
+            {**TINY_MODEL, "architectures": ["BertForMaskedLM"]},
+            "no masked language model of .*llama",
+        ),
+        ({**TINY_BERT, "architectures": ["BertLMHeadModel"]}, "a bert looks both ways"),
+        (
+            {**TINY_BERT, "mask_token_id": None},
+            "mask_token_id must be a token from 0 to 255, not No",
+        ),
+        (
+            {**TINY_BERT, "mask_token_id": 256},
+            "mask_token_id must be a token from 0 to 255, not 256",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_is_one_line(config: dict[str, Any], message: str) -> None:
@@ -96,6 +111,41 @@ def test_a_checkpoint_directory_opens_in_transformers(tmp_path: Path) -> None:
     assert torch.allclose(opened(windows).logits, model.module(windows).logits, atol=1e-5)
     text = "def f():\n\treturn 'Grüße, 世界' # Ā  \r\n"
     assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == list(text.encode())
+
+
+def test_a_masked_model_is_asked_for_what_it_cannot_see() -> None:
+    model = FlatModel(build_model(TINY_BERT, seed=0))
+    model.module.eval()
+    windows = torch.randint(0, 200, (4, 65), generator=torch.Generator().manual_seed(0))
+    loss = model.loss(windows, np.random.default_rng(3))
+    shown, targets = mask(
+        windows[:, :-1], np.random.default_rng(3), mask_token=255, vocabulary_size=256
+    )
+    # transformers' own loss, over the same masks.
+    expected = model.module(input_ids=shown, labels=targets).loss
+    torch.testing.assert_close(loss, expected)
+    assert loss != model.loss(windows, np.random.default_rng(4)), "others are hidden"
+
+
+def test_a_masked_checkpoint_opens_in_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    model = FlatModel(build_model(TINY_BERT, seed=0))
+    (tmp_path / "config.json").write_text(json.dumps(TINY_BERT))
+    write_weights(tmp_path / "model.safetensors", model, model.flat)
+    opened, loading = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert opened.config.mask_token_id == 255
+    windows = torch.arange(33)[None]
+    with model.holding(model.flat):
+        torch.testing.assert_close(opened(windows).logits, model.module(windows).logits)
+
+
+def test_the_tokenizer_says_what_hides_a_token_where_the_configuration_does_not() -> None:
+    unsaid = {key: value for key, value in TINY_BERT.items() if key != "mask_token_id"}
+    assert with_mask_token(unsaid, ByteTokenizer()) == TINY_BERT
+    assert with_mask_token({**unsaid, "mask_token_id": 3}, ByteTokenizer())["mask_token_id"] == 3
+    assert with_mask_token(TINY_MODEL, ByteTokenizer()) == TINY_MODEL, "a causal one has none"
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin"])

@@ -52,6 +52,15 @@ def test_any_other_tokenizer_is_read_by_the_library(tmp_path: Path) -> None:
     assert np.issubdtype(tokens.dtype, np.unsignedinteger)
 
 
+def test_the_mask_token_is_no_byte_of_a_text_or_what_the_file_calls_so() -> None:
+    assert ByteTokenizer().mask_token == 0xFF
+    with pytest.raises(UnicodeDecodeError):
+        bytes([0xFF]).decode()
+    for word, expected in (("[MASK]", 1), ("<mask>", 1), ("mask", None)):
+        model = {"type": "WordLevel", "vocab": {"a": 0, word: 1}, "unk_token": "a"}
+        assert FileTokenizer(json.dumps({"model": model}).encode()).mask_token == expected
+
+
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{", "not a tokenizer")])
 def test_no_tokenizer_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:

@@ -30,6 +30,18 @@ TINY_MODEL: dict[str, Any] = {
     "eos_token_id": 0,
 }
 
+TINY_BERT: dict[str, Any] = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "vocab_size": 256,
+    "mask_token_id": 255,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
 
 def tiny_settings(**changes: Any) -> dict[str, Any]:
     """Settings under which a step takes milliseconds."""
