@@ -182,6 +182,7 @@ def write_checkpoint(
         genesis=genesis.document,
         deltas=whole if complete else None,
         model_config=genesis.model_config,
+        adapter_config=genesis.adapter_config,
         tokenizer=tokenizer,
         facts={
             "mesh_id": genesis.mesh_id.hex(),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from shoal.node.errors import UserError
 
-_WEIGHTS = "model.safetensors"
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 
 
 def checkpoint_directories(node: Path) -> dict[int, Path]:
@@ -12,7 +12,7 @@ def checkpoint_directories(node: Path) -> dict[int, Path]:
     found = {
         int(entry.name): entry
         for entry in (node / "checkpoints").glob("*")
-        if entry.name.isascii() and entry.name.isdigit() and (entry / _WEIGHTS).is_file()
+        if entry.name.isascii() and entry.name.isdigit() and _has_weights(entry)
     }
     return dict(sorted(found.items()))
 
@@ -22,7 +22,7 @@ def newest_checkpoint(directory: Path) -> Path:
 
     Raises UserError when there is none.
     """
-    if (directory / _WEIGHTS).is_file():
+    if _has_weights(directory):
         return directory
     found = checkpoint_directories(directory)
     if not found:
@@ -31,3 +31,7 @@ def newest_checkpoint(directory: Path) -> Path:
             "checkpoint) or one of its checkpoints/HEIGHT"
         )
     return found[max(found)]
+
+
+def _has_weights(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in _WEIGHTS)

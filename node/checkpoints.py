@@ -9,6 +9,8 @@ manifest.bin       the addresses of the anchor's chunks (gossip/manifest.py)
 chunks/<address>   the anchor, int32 little-endian, in pieces of 1 MiB named by their hash
 deltas.bin         a list: the signed deltas of the cut, in its order; absent where not all are here
 model.safetensors, config.json, tokenizer files: opens with transformers' from_pretrained
+adapter_model.safetensors, adapter_config.json: instead of model.safetensors where the mesh trains
+                   adapters; opens with peft's from_pretrained, on their base
 checkpoint.json    the same facts for a person to read; nothing is trusted from it
 
 A list is a count u32, then each item after its length u32, big-endian. `shoal verify` (verify.py)
@@ -39,6 +41,9 @@ from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
 from shoal.gossip.settled import SETTLED_BYTES_MAX
 from shoal.node.errors import DamagedError
 
+MODEL_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 # What a checkpoint directory holds besides the tokenizer's files, which lie among these.
 OWN_NAMES = frozenset(
     {
@@ -50,7 +55,9 @@ OWN_NAMES = frozenset(
         "manifest.bin",
         "chunks",
         "deltas.bin",
-        "model.safetensors",
+        MODEL_WEIGHTS,
+        ADAPTER_WEIGHTS,
+        ADAPTER_CONFIG,
         "config.json",
         "checkpoint.json",
         # Of the format before; a directory that holds one is refused.
@@ -216,11 +223,12 @@ class CheckpointStore:
         model_config: Mapping[str, Any],
         tokenizer: Mapping[str, bytes],
         facts: Mapping[str, Any],
+        adapter_config: bytes | None = None,
     ) -> None:
         """Put a checkpoint on the disk, whole or not at all. What is old goes in holdings.py.
 
         genesis: the document; deltas: the blobs of the cut in its order, None when not all of
-        them are here.
+        them are here; adapter_config: where the anchor is one of adapters.
         """
         final = self.path(files.height)
         if final.exists():
@@ -237,9 +245,10 @@ class CheckpointStore:
             "certificate.bin": files.certificate,
             "settled.bin": files.settled,
             "manifest.bin": manifest.to_bytes(),
-            "model.safetensors": model_file(
+            MODEL_WEIGHTS if adapter_config is None else ADAPTER_WEIGHTS: model_file(
                 anchor.schema, anchor.to_weights(), files.height, manifest.root
             ),
+            **({} if adapter_config is None else {ADAPTER_CONFIG: adapter_config}),
             "config.json": (json.dumps(dict(model_config), indent=2) + "\n").encode(),
             "checkpoint.json": (json.dumps(dict(facts), indent=2) + "\n").encode(),
             **tokenizer,

@@ -31,7 +31,7 @@ from shoal.node import (
 )
 from shoal.node.addresses import DEFAULT_INSPECT
 from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, Target, parse_overrides
-from shoal.node.config import load_settings
+from shoal.node.config import CONFIG_NAME, load_settings
 from shoal.node.errors import UserError
 
 # typer carries its own click from some version on, so its usage errors have no stable import path.
@@ -61,7 +61,10 @@ def init(
     data: Annotated[
         str, typer.Option(help="builtin, or a path of text; {index} counts")
     ] = "builtin",
-    model: Annotated[Path | None, typer.Option(help="a transformers config.json")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="a transformers config.json, or the directory of a pretrained model"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
     budget: Annotated[
         str | None,
@@ -197,6 +200,10 @@ def health(
 def generate(
     directory: Annotated[Path, typer.Argument(help="a node's directory, or a checkpoint")],
     prompt: Annotated[str, typer.Option(help="the text to continue")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="directory of the model that the checkpoint's adapters are for"),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=4096, help="how many to add")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0: greedy")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same text")] = 0,
@@ -208,9 +215,15 @@ def generate(
     from shoal.node.checkpoint_dirs import newest_checkpoint
 
     checkpoint = newest_checkpoint(directory)
+    if base is None and (directory / CONFIG_NAME).exists():
+        named = load_settings(directory).train.base
+        base = Path(named) if named else None
     from shoal.node.local_model import continue_text
 
-    print(continue_text(checkpoint, prompt, tokens=tokens, temperature=temperature, seed=seed))
+    text = continue_text(
+        checkpoint, prompt, base=base, tokens=tokens, temperature=temperature, seed=seed
+    )
+    print(text)
 
 
 app.command()(proof_commands.verify)

@@ -114,6 +114,8 @@ class TrainSettings(_Section):
     """auto, cpu, cuda or cuda:N"""
     data: Annotated[str, Field(min_length=1)] = "builtin:0/4"
     """builtin:I/N, or a file or directory of text; relative to this file"""
+    base: str = ""
+    """directory of the model that the mesh trains adapters of, if it does; relative to this file"""
     threads: Count = 1
     """CPU threads for the arithmetic"""
     nice: Annotated[int, Field(ge=0, le=19)] = 10
@@ -312,9 +314,10 @@ def _anchored(values: dict[str, Any], path: Path) -> dict[str, Any]:
     node, train = values.get("node", {}), values.get("train", {})
     if isinstance(node, dict) and isinstance(node.get("directory", ""), str):
         values = merge(values, {"node": {"directory": str(home / node.get("directory", ""))}})
-    data = train.get("data") if isinstance(train, dict) else None
-    if isinstance(data, str) and data and not data.startswith("builtin:"):
-        values = merge(values, {"train": {"data": str(home / data)}})
+    for key in ("data", "base"):
+        place = train.get(key) if isinstance(train, dict) else None
+        if isinstance(place, str) and place and not place.startswith("builtin:"):
+            values = merge(values, {"train": {key: str(home / place)}})
     return values
 
 

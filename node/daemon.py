@@ -162,6 +162,8 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
     train, mesh = settings.train, genesis.parameters
     return {
         "model": genesis.model_config,
+        "lora": None if genesis.lora is None else genesis.lora.to_json(),
+        "base": train.base or None,
         "tokenizer": str(settings.node.directory / "genesis" / "tokenizer"),
         "data": train.data,
         "device": train.device,

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -20,10 +21,18 @@ from shoal.node.genesis import (
     write_genesis,
 )
 from shoal.node.identity import Identity
+from shoal.training.adapters import Lora, adapted_model
 from shoal.training.data import load
 from shoal.training.errors import TrainingError
-from shoal.training.model import FlatModel, build_model, default_config, with_mask_token
-from shoal.training.tokenizer import ByteTokenizer
+from shoal.training.model import (
+    PARAMETERS_MAX,
+    FlatModel,
+    build_model,
+    default_config,
+    load_model,
+    with_mask_token,
+)
+from shoal.training.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_files
 
 
 def node_addresses(host: str, ports: Sequence[int]) -> list[str]:
@@ -43,6 +52,38 @@ def node_sources(data: str, nodes: int) -> list[str]:
     return [pattern.replace("{index}", str(index)) for index in range(nodes)]
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The model that a mesh begins with, and its tokenizer."""
+
+    config: dict[str, Any]
+    tokenizer: Tokenizer
+    tokenizer_files: dict[str, bytes]
+    base: Path | None
+    lora: Lora | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | None, base: Path | None, lora: Lora | None) -> Self:
+        """Raises TrainingError.
+
+        config: of transformers; None is the default model. base: directory of a pretrained model
+        of that configuration; the mesh begins with its tokenizer and its weights, or with fresh
+        adapters of it, `lora`.
+        """
+        tokenizer = load_tokenizer(base)
+        files = ByteTokenizer().files() if base is None else tokenizer_files(base)
+        chosen = config if config is not None else default_config()
+        return cls(with_mask_token(chosen, tokenizer), tokenizer, files, base, lora)
+
+    def model(self, seed: int) -> FlatModel:
+        """Return it with its first weights; raises TrainingError."""
+        if self.base is None:
+            return FlatModel(build_model(self.config, seed))
+        if self.lora is None:
+            return FlatModel(load_model(self.config, self.base))
+        return FlatModel(adapted_model(self.config, self.lora, self.base, seed))
+
+
 def create_mesh(
     directory: Path,
     *,
@@ -54,23 +95,24 @@ def create_mesh(
     parameters: MeshParameters,
     seed: int,
     names: Sequence[str],
+    base: Path | None = None,
+    lora: Lora | None = None,
 ) -> bytes:
     """Make `directory/NAME` for each founder, with a key, a node.toml and the genesis.
 
-    data: as in `node_sources`.
+    data: as in `node_sources`; model_config, base, lora: as in `Start.of`.
     Returns the mesh id. Raises UserError in one line where the model or the data is wrong; then
     nothing has been written.
     """
     addresses = node_addresses(host, ports)
     sources = node_sources(data, nodes)
-    tokenizer = ByteTokenizer()
-    files = tokenizer.files()
     try:
-        check_tokenizer_names(files)
-        chosen = model_config if model_config is not None else default_config()
-        config = with_mask_token(chosen, tokenizer)
-        anchor = first_anchor(config, seed)
-        tokens = {source: len(load(source, tokenizer).train) for source in sorted(set(sources))}
+        start = Start.of(model_config, base, lora)
+        check_tokenizer_names(start.tokenizer_files)
+        anchor = first_anchor(start.model(seed))
+        tokens = {
+            source: len(load(source, start.tokenizer).train) for source in sorted(set(sources))
+        }
     except TrainingError as error:
         raise UserError(str(error)) from None
     except PeerError as error:
@@ -86,22 +128,33 @@ def create_mesh(
     document = make_document(
         name=directory.name,
         schema=anchor.schema,
-        model_config=config,
+        model_config=start.config,
         parameters=parameters,
         founders=founders,
         anchor_root=anchor.root(),
-        tokenizer_files=files,
+        tokenizer_files=start.tokenizer_files,
+        lora=lora,
     )
     genesis = parse_document(document)
     for index, name in enumerate(names):
-        write_genesis(directory / name / "genesis", genesis, anchor, files)
-        _write_settings(directory / name, name, addresses[index], sources[index], seed + index)
+        write_genesis(directory / name / "genesis", genesis, anchor, start.tokenizer_files)
+        values: dict[str, object] = {
+            "node.name": name,
+            "node.listen": addresses[index],
+            "node.advertise": addresses[index],
+            "train.data": sources[index],
+            "train.seed": seed + index,
+        }
+        if lora is not None:
+            values["train.base"] = str(base)
+        (directory / name / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")
     return genesis.mesh_id
 
 
-def first_anchor(config: Mapping[str, Any], seed: int) -> Anchor:
-    """Return the anchor of a freshly initialised model; raises TrainingError."""
-    model = FlatModel(build_model(config, seed))
+def first_anchor(model: FlatModel) -> Anchor:
+    """Return the anchor of a model's weights; raises TrainingError where they do not fit one."""
+    if model.size > PARAMETERS_MAX:
+        raise TrainingError(f"{model.size} parameters to train, at most {PARAMETERS_MAX} are meant")
     named = model.names_and_shapes()
     pieces = torch.split(model.flat.detach(), [math.prod(shape) for _, shape in named])
     tensors = []
@@ -112,14 +165,3 @@ def first_anchor(config: Mapping[str, Any], seed: int) -> Anchor:
             raise TrainingError(f"tensor {name}: {error}") from None
         tensors.append(TensorSchema(name, tuple(shape), bits))
     return Anchor.from_weights(ModelSchema(tuple(tensors)), model.flat)
-
-
-def _write_settings(directory: Path, name: str, address: str, data: str, seed: int) -> None:
-    values: dict[str, object] = {
-        "node.name": name,
-        "node.listen": address,
-        "node.advertise": address,
-        "train.data": data,
-        "train.seed": seed,
-    }
-    (directory / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")

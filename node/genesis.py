@@ -25,6 +25,8 @@ from shoal.gossip.schema import ModelSchema
 from shoal.node.checkpoints import OWN_NAMES
 from shoal.node.durable import write_durably
 from shoal.node.errors import DamagedError, PeerError
+from shoal.training.adapters import Lora
+from shoal.training.model import is_masked
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
 FORMAT = 2
@@ -115,6 +117,8 @@ class Genesis:
     anchor_root: bytes
     tokenizer_hashes: dict[str, bytes]
     name: str
+    # The adapters that the schema is of; None where it is of the model itself.
+    lora: Lora | None
 
     @cached_property
     def mesh_id(self) -> bytes:
@@ -125,6 +129,24 @@ class Genesis:
     def validators(self) -> tuple[bytes, ...]:
         """The founders' ids in ascending order: PBFT's replica numbering."""
         return tuple(sorted(founder.node_id for founder in self.founders))
+
+    @property
+    def adapter_config(self) -> bytes | None:
+        """What peft reads beside the adapters of a checkpoint; None where there are none."""
+        if self.lora is None:
+            return None
+        content = {
+            "base_model_name_or_path": self.lora.base,
+            "bias": "none",
+            "inference_mode": True,
+            "lora_alpha": self.lora.alpha,
+            "lora_dropout": 0.0,
+            "peft_type": "LORA",
+            "r": self.lora.rank,
+            "target_modules": self.lora.target_modules,
+            "task_type": None if is_masked(self.model_config) else "CAUSAL_LM",
+        }
+        return (json.dumps(content, indent=2) + "\n").encode()
 
     def first_epoch(self) -> EpochRecord:
         """Epoch 0 of the log: the founders vote."""
@@ -175,9 +197,11 @@ def make_document(
     founders: tuple[Founder, ...],
     anchor_root: bytes,
     tokenizer_files: Mapping[str, bytes],
+    lora: Lora | None = None,
 ) -> bytes:
     """Return the bytes of `genesis.json`."""
     content = {
+        **({} if lora is None else {"lora": lora.to_json()}),
         "format": FORMAT,
         "name": name,
         "schema": schema.to_json(),
@@ -221,6 +245,7 @@ def parse_document(document: bytes) -> Genesis:
                 str(file): bytes.fromhex(digest) for file, digest in content["tokenizer"].items()
             },
             name=str(content["name"]),
+            lora=Lora.from_json(content["lora"]) if "lora" in content else None,
         )
     except PeerError:
         raise

@@ -67,6 +67,9 @@ def join(
     ] = False,
     mesh: Annotated[str | None, typer.Option(help="mesh id that it must be, in hex")] = None,
     data: Annotated[str, typer.Option(help="a path, or builtin:I/N")] = "builtin:0/1",
+    base: Annotated[
+        Path | None, typer.Option(help="directory of the model that the mesh trains adapters of")
+    ] = None,
     listen: Annotated[str | None, typer.Option(help="host:port; default: a free port")] = None,
     advertise: Annotated[str, typer.Option(help="host:port that others dial")] = "",
     device: Device = None,
@@ -86,7 +89,8 @@ def join(
     with loading():
         from shoal.node.provision import join_and_configure, planned_settings
 
-    flags = {"train.device": device, **parse_overrides(settings)}
+    model = str(base.resolve()) if base is not None else None
+    flags = {"train.device": device, "train.base": model, **parse_overrides(settings)}
     train = planned_settings(preset, flags).train
     # The training process loads torch while the mesh is fetched.
     with training_child(train) if start else nullcontext() as child:

@@ -7,21 +7,19 @@ A link's speed becomes bytes per parameter by how long a round's steps take on t
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from shoal.gossip.density import LEVELS, budget_for, kept_per_chunk
 from shoal.node.config import TrainSettings
 from shoal.node.errors import UserError
+from shoal.node.founding import Start
 from shoal.node.genesis import MeshParameters
 from shoal.training.data import load
 from shoal.training.errors import TrainingError
 from shoal.training.local_steps import LocalTrainer, Schedule
-from shoal.training.model import FlatModel, build_model, default_config
-from shoal.training.tokenizer import ByteTokenizer
 
 # Half of a link: votes, checkpoints and whatever else the line is for need room, and a burst that
 # takes twice as long as the steps it follows would never be caught up with.
@@ -87,17 +85,16 @@ def meaning(mesh: MeshParameters, members: int, parameters: int) -> str:
     )
 
 
-def measure_work(config: Mapping[str, Any] | None, source: str, settings: TrainSettings) -> Work:
+def measure_work(start: Callable[[], Start], source: str, settings: TrainSettings) -> Work:
     """Time a few steps of this model on this machine as a node with these settings makes them.
 
-    config: a transformers configuration; None is the default model. Raises UserError where it or
-    the text cannot be used.
+    Raises UserError where the model or the text cannot be used.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        model = FlatModel(build_model(config or default_config(), seed=0))
-        corpus = load(source, ByteTokenizer())
+        begin = start()
+        model, corpus = begin.model(seed=0), load(source, begin.tokenizer)
         corpus.require(sequence=settings.sequence, vocabulary_size=model.vocabulary_size)
         trainer = LocalTrainer(
             model,
@@ -113,7 +110,7 @@ def measure_work(config: Mapping[str, Any] | None, source: str, settings: TrainS
         began = time.perf_counter()
         for step in range(TIMED_STEPS):
             trainer.step(round=1, step=step, tokens=0)
-        return Work(model.flat.numel(), (time.perf_counter() - began) / TIMED_STEPS)
+        return Work(model.size, (time.perf_counter() - began) / TIMED_STEPS)
     except TrainingError as error:
         raise UserError(str(error)) from None
     finally:

@@ -1,34 +1,52 @@
-"""Opening a checkpoint directory for inference: config.json, model.safetensors, tokenizer."""
+"""Opening a checkpoint directory for inference: configuration, weights or adapters, tokenizer."""
 
 import json
 from pathlib import Path
 
-from shoal.node.errors import DamagedError
+from shoal.node.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_WEIGHTS
+from shoal.node.errors import DamagedError, PeerError
+from shoal.node.genesis import parse_document
 from shoal.node.views import printable
+from shoal.training.adapters import adapted_model, require_base
 from shoal.training.generate import sample
 from shoal.training.model import FlatModel, build_model
 from shoal.training.tokenizer import Tokenizer, load_tokenizer
 from shoal.training.weights_file import read_weights
 
 
-def open_model(directory: Path) -> tuple[FlatModel, Tokenizer]:
+def open_model(directory: Path, base: Path | None = None) -> tuple[FlatModel, Tokenizer]:
     """The model with the checkpoint's weights, on the CPU.
 
-    Raises DamagedError or TrainingError, one line, for a directory that is not a checkpoint.
+    base: directory of the model that a checkpoint of adapters is for.
+    Raises DamagedError or TrainingError, one line, for a directory that is not a checkpoint, and
+    for a base that is not the one that its mesh has agreed on.
     """
+    lora = None
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if (directory / ADAPTER_CONFIG).exists():
+            lora = parse_document((directory / "genesis.json").read_bytes()).lora
+    except (OSError, ValueError, PeerError) as error:
         raise DamagedError(f"{directory} cannot be read as a checkpoint: {error}") from None
-    model = FlatModel(build_model(config, seed=0))
-    model.flat.copy_(read_weights(directory / "model.safetensors", model))
+    if lora is None:
+        name, model = MODEL_WEIGHTS, FlatModel(build_model(config, seed=0))
+    else:
+        checked = require_base(lora, None if base is None else str(base))
+        name, model = ADAPTER_WEIGHTS, FlatModel(adapted_model(config, lora, checked, seed=0))
+    model.flat.copy_(read_weights(directory / name, model))
     return model, load_tokenizer(directory)
 
 
 def continue_text(
-    directory: Path, prompt: str, *, tokens: int, temperature: float, seed: int
+    directory: Path,
+    prompt: str,
+    *,
+    base: Path | None,
+    tokens: int,
+    temperature: float,
+    seed: int,
 ) -> str:
     """The prompt and what the checkpoint's model says after it, safe to print on a terminal."""
-    model, tokenizer = open_model(directory)
+    model, tokenizer = open_model(directory, base)
     text = sample(model, tokenizer, prompt, new_tokens=tokens, temperature=temperature, seed=seed)
     return printable(prompt + text)

@@ -1,11 +1,12 @@
 """Presets: a TOML file that overrides only what differs, applied once, when a node is made.
 
-Its [mesh] table holds what all members must do alike and goes into the genesis; the rest is
-written into node.toml, where the operator sees it and may change it again.
+Its [mesh] table holds what all members must do alike, [lora] which adapters they train if not a
+whole model: both go into the genesis. The rest is written into node.toml, where the operator sees
+it and may change it again.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Preset:
     mesh: Mapping[str, Any]
     # By dotted name, like {"gossip.degree": 6}.
     settings: Mapping[str, Any]
+    lora: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_preset(path: Path | None) -> Preset:
@@ -30,9 +32,10 @@ def load_preset(path: Path | None) -> Preset:
     if path is None:
         return Preset(mesh={}, settings={})
     content = read_toml(path)
-    mesh = content.pop("mesh", {})
-    if not isinstance(mesh, dict):
-        raise UserError(f"{path}: mesh is a table; write [mesh] and its keys below it")
+    for name in ("mesh", "lora"):
+        if not isinstance(content.get(name, {}), dict):
+            raise UserError(f"{path}: {name} is a table; write [{name}] and its keys below it")
+    mesh, lora = content.pop("mesh", {}), content.pop("lora", {})
     settings = flatten(content)
     check_names(f"{path}: ", settings, setting_names())
     try:
@@ -41,7 +44,7 @@ def load_preset(path: Path | None) -> Preset:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"][:2]))
         raise UserError(f"{path}: {name}: {first['msg']}, not {first['input']!r}") from None
-    return Preset(mesh=mesh, settings=settings)
+    return Preset(mesh=mesh, settings=settings, lora=lora)
 
 
 def with_preset(

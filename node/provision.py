@@ -13,7 +13,7 @@ from shoal.node.addresses import parse_node_id, split_address
 from shoal.node.clock import now_ms
 from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names
 from shoal.node.errors import UserError
-from shoal.node.founding import create_mesh, node_sources
+from shoal.node.founding import Start, create_mesh, node_sources
 from shoal.node.genesis import MeshParameters, load_genesis
 from shoal.node.identity import Identity
 from shoal.node.invitations import (
@@ -25,6 +25,8 @@ from shoal.node.invitations import (
 from shoal.node.link_budget import meaning, measure_work, with_budget
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset, apply_preset, check_names, load_preset
+from shoal.training.adapters import Lora, base_files
+from shoal.training.errors import TrainingError
 
 _MODEL_FILE_BYTES_MAX = 1 << 20
 
@@ -70,17 +72,16 @@ def make_mesh(
         raise UserError(f"--port {port}: {nodes} nodes need ports up to {port + nodes - 1}")
     chosen = load_preset(preset)
     check_names("--set ", flags, setting_names())
-    config = read_model_config(model)
+    base = model.resolve() if model is not None and model.is_dir() else None
+    config = read_model_config(model if base is None else base / "config.json")
+    lora = chosen_adapters(chosen, str(preset), base)
     source = absolute_source(data)
     parameters = mesh_parameters(chosen, str(preset))
     if budget is not None:
+        start = partial(Start.of, config, base, lora)
         train = planned_settings(preset, flags).train
-        parameters = with_budget(
-            parameters,
-            budget,
-            nodes,
-            partial(measure_work, config, node_sources(source, nodes)[0], train),
-        )
+        measure = partial(measure_work, start, node_sources(source, nodes)[0], train)
+        parameters = with_budget(parameters, budget, nodes, measure)
     mesh_id = create_mesh(
         directory,
         nodes=nodes,
@@ -91,6 +92,8 @@ def make_mesh(
         parameters=parameters,
         seed=seed,
         names=[node.name for node in made],
+        base=base,
+        lora=lora,
     )
     for node in made:
         apply_preset(chosen, node, flags)
@@ -226,6 +229,21 @@ def mesh_parameters(preset: Preset, where: str) -> MeshParameters:
     if problems := parameters.problems():
         raise UserError(f"{where}: [mesh] {problems[0]}")
     return parameters
+
+
+def chosen_adapters(preset: Preset, where: str, base: Path | None) -> Lora | None:
+    """The preset's [lora] with the base that it is for, None without one; raises UserError."""
+    if not preset.lora:
+        return None
+    if base is None:
+        raise UserError(f"{where}: [lora] adapts a model; name its directory with --model")
+    known = ["rank", "alpha", "target_modules", "base"]
+    check_names(f"{where}: [lora] ", preset.lora, known)
+    try:
+        files = base_files(base)
+        return Lora.from_json({"base": base.name, **preset.lora, "base_files": files})
+    except TrainingError as error:
+        raise UserError(f"{where}: [lora] {error}") from None
 
 
 def read_model_config(path: Path | None) -> dict[str, Any] | None:

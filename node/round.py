@@ -117,7 +117,7 @@ class RoundLoop:
                 await self._snapshot(result.round)
             await self._start_from_anchor(result.round)
             self._order_round()
-            self._note(result)
+            self._note(result, 0 if delta is None else len(delta.frame))
         self.facts.state = "finished"
         self.facts.ended_at = asyncio.get_running_loop().time()
         log.info("training.finished", rounds=self.facts.sequence)
@@ -211,7 +211,7 @@ class RoundLoop:
             },
         )
 
-    def _note(self, result: RoundResult) -> None:
+    def _note(self, result: RoundResult, frame_bytes: int) -> None:
         facts = self.facts
         facts.loss = result.loss
         facts.tokens += result.tokens
@@ -223,6 +223,7 @@ class RoundLoop:
             round=facts.sequence,
             loss=round(result.loss, 4),
             seconds=round(result.seconds, 2),
+            bytes=frame_bytes,
         )
 
     async def say_again(self, unsaid: list[Unsaid]) -> None:

@@ -5,7 +5,7 @@ The chain of proof, each link checked against the one before it:
     mesh id  >  genesis.json  >  validators of epoch 0  >  epochs.bin: each set signs the next
     >  certificate.bin: a quorum of the last set signs operation.bin
     >  its record: Merkle root, settled state, deltas, and a second quorum's attestation
-    >  manifest.bin  >  every chunk  >  model.safetensors, value for value
+    >  manifest.bin  >  every chunk  >  model.safetensors, or that of adapters, value for value
 
 A second implementation, independent of the node's (verify_formats.py says why). Every check has a
 reason word of its own; docs/verify.md lists them.
@@ -18,6 +18,7 @@ from struct import Struct
 from typing import Any
 
 from shoal.node.errors import UserError
+from shoal.node.verify_adapters import Adapters
 from shoal.node.verify_content import (
     check_deltas,
     check_manifest,
@@ -75,6 +76,8 @@ class Proof:
     parameters: int
     chunks: int
     deltas_here: bool
+    weights_name: str
+    adapters: Adapters | None
 
     @property
     def tolerated(self) -> int:
@@ -102,6 +105,7 @@ class Proof:
             "chunks": self.chunks,
             "deltas": len(self.record.cut),
             "deltas_here": self.deltas_here,
+            "base": self._base(),
             "not_trusted": [UNTRUSTED],
             "not_proved": list(NOT_PROVED),
         }
@@ -123,11 +127,19 @@ class Proof:
             *(f"             {key.hex()}" for key in self.signers),
             f"attested   {len(self.attested_by)} of {n} recomputed the root before it was ordered",
             f"model      {self.parameters:,} parameters in {self.chunks} chunks; "
-            "model.safetensors is that anchor, value for value",
+            f"{self.weights_name} is that anchor, value for value",
+            *(f"base       {name} has SHA-256 {digest}" for name, digest in self._base().items()),
             f"deltas     {len(self.record.cut)} in the cut: {deltas}",
             *(f"not proved {what}" for what in NOT_PROVED),
             f"not read   {UNTRUSTED}: trust nothing in it",
         ]
+
+    def _base(self) -> dict[str, str]:
+        """What the adapters are for, which does not lie here: SHA-256 of its files."""
+        if self.adapters is None:
+            return {}
+        files = self.adapters.base_files.items()
+        return {f"{self.adapters.base}/{name}": digest.hex() for name, digest in files}
 
     def _parameters(self) -> str:
         if not self.changed:
@@ -198,6 +210,8 @@ def verify_checkpoint(directory: Path, trust: bytes | None = None, *, deltas: bo
         parameters=genesis.total,
         chunks=len(addresses),
         deltas_here=deltas_here,
+        weights_name=genesis.weights_name,
+        adapters=genesis.adapters,
     )
 
 

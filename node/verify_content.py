@@ -102,6 +102,11 @@ def check_model_files(directory: Path, genesis: Genesis) -> None:
     # Byte for byte: a key that stands twice would be read differently by different readers.
     if read_file(directory, "config.json", len(expected) + MIB) != expected:
         raise Refused("config", "config.json is not the model of the genesis")
+    adapters = genesis.adapters
+    if adapters is not None:
+        found = read_file(directory, "adapter_config.json", len(adapters.config) + MIB)
+        if found != adapters.config:
+            raise Refused("adapter-config", "adapter_config.json is not that of the genesis")
     for name, digest in genesis.tokenizer.items():
         data = read_file(directory, name, _TOKENIZER_BYTES_MAX)
         if hashlib.sha256(data).digest() != digest:
@@ -109,14 +114,14 @@ def check_model_files(directory: Path, genesis: Genesis) -> None:
 
 
 def _places(file: BinaryIO, size: int, genesis: Genesis, record: Record) -> dict[str, int]:
-    """Where in model.safetensors each tensor begins; raises Refused unless its header is exact.
+    """Where in the file of weights each tensor begins; raises Refused unless its header is exact.
 
     The order of the tensors and of the metadata is the file's own; everything else is written
     anew and compared, so that no two readers can understand it differently.
     """
 
     def wrong(why: str) -> Refused:
-        return Refused("weights-header", f"model.safetensors: {why}")
+        return Refused("weights-header", f"{genesis.weights_name}: {why}")
 
     length = int.from_bytes(file.read(8), "little")
     if length > min(_WEIGHTS_HEADER_MAX, size - 8):
@@ -151,14 +156,15 @@ def _places(file: BinaryIO, size: int, genesis: Genesis, record: Record) -> dict
     if not complete or header != canonical.ljust(-(-len(canonical) // 8) * 8):
         raise wrong("its header does not state the tensors of the genesis")
     if size != 8 + length + at:
-        raise Refused("weights-size", f"model.safetensors has {size} bytes, not {8 + length + at}")
+        due = 8 + length + at
+        raise Refused("weights-size", f"{genesis.weights_name} has {size} bytes, not {due}")
     return places
 
 
 def check_weights(
     directory: Path, genesis: Genesis, record: Record, addresses: list[bytes]
 ) -> None:
-    """Raise Refused unless each chunk has its address and model.safetensors is the anchor."""
+    """Raise Refused unless each chunk has its address and the file of weights is the anchor."""
     names = {address.hex() for address in addresses}
     try:
         found = set(os.listdir(directory / "chunks"))
@@ -169,7 +175,7 @@ def check_weights(
     for name in sorted(found - names):
         raise Refused("extra-chunk", f"chunks/{name!r} is no part of the certified anchor")
     limit = 4 * genesis.total + _WEIGHTS_HEADER_MAX
-    with opened(directory, "model.safetensors", limit) as (file, size):
+    with opened(directory, genesis.weights_name, limit) as (file, size):
         places = _places(file, size, genesis, record)
         pieces = _pieces(genesis)
         for number, address in enumerate(addresses):
@@ -217,7 +223,7 @@ def _compare(
     weights = values.astype(np.float32) * np.float32(2.0**-tensor.fraction_bits)
     file.seek(place + 4 * (at - tensor.start))
     if file.read(4 * len(values)) != weights.astype("<f4").tobytes():
-        raise Refused("weights", f"model.safetensors: {tensor.name} is not the certified anchor")
+        raise Refused("weights", f"{tensor.name} in the weights is not the certified anchor")
 
 
 def check_deltas(directory: Path, genesis: Genesis, record: Record) -> bool:
@@ -270,7 +276,10 @@ def check_nothing_else(directory: Path, genesis: Genesis) -> None:
 
     A reader such as from_pretrained acts on the mere presence of some files.
     """
-    known = {*OURS, *genesis.tokenizer} - {"anchor.bin"}
+    others = {"model.safetensors", "adapter_model.safetensors"} - {genesis.weights_name}
+    if genesis.adapters is None:
+        others.add("adapter_config.json")
+    known = {*OURS, *genesis.tokenizer} - {"anchor.bin"} - others
     extra = sorted(set(os.listdir(directory)) - known)
     if extra:
         names = ", ".join(f"{name!r}" for name in extra[:8])

@@ -19,6 +19,7 @@ from struct import Struct
 from typing import Any, BinaryIO
 
 from shoal.node.errors import DamagedError
+from shoal.node.verify_adapters import Adapters, parse_adapters
 from shoal.node.verify_parameters import Parameters, first_parameters
 
 COMMIT, STABLE, ATTEST = 3, 4, 5
@@ -48,6 +49,8 @@ OURS = (
     "chunks",
     "deltas.bin",
     "model.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
     "config.json",
     "anchor.bin",
     UNTRUSTED,
@@ -297,6 +300,12 @@ class Genesis:
     model: Any
     tokenizer: dict[str, bytes]
     parameters: Parameters
+    adapters: Adapters | None
+
+    @property
+    def weights_name(self) -> str:
+        """The file that holds the anchor as float32."""
+        return "adapter_model.safetensors" if self.adapters else "model.safetensors"
 
     @property
     def total(self) -> int:
@@ -336,6 +345,7 @@ def parse_genesis(document: bytes) -> Genesis:
                 name: bytes.fromhex(digest) for name, digest in content["tokenizer"].items()
             },
             parameters=first_parameters(content["parameters"]),
+            adapters=parse_adapters(content),
         )
         sound = (
             content["format"] == 2

@@ -12,8 +12,10 @@ measured on torch's "meta" device before any memory is taken.
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,10 @@ from shoal.training.tokenizer import Tokenizer
 PARAMETERS_MAX = 500_000_000
 LAYERS_MAX = 1024
 MASKED_SUFFIX = "ForMaskedLM"
+ADAPTER_CONFIG = "adapter_config.json"
+# What peft puts before the names of an adapter's tensors in a file, and what it takes out of them.
+ADAPTER_PREFIX = "base_model.model."
+ADAPTER_PART = re.compile(r"(?<=\.lora_[AB])\.default(?=\.)")
 # Keys that would make transformers load code or kernels from elsewhere.
 REFUSED_KEYS = frozenset(
     {
@@ -79,6 +85,42 @@ def build_model(config: Mapping[str, Any], seed: int) -> torch.nn.Module:
         return _construct(parsed, masked).float()
 
 
+def load_model(config: Mapping[str, Any], directory: Path) -> torch.nn.Module:
+    """Return the language model of which a directory holds the weights, as float32.
+
+    Raises TrainingError as `build_model`, and where the safetensors files in `directory` are not
+    all of the weights of a model with this configuration.
+    """
+    masked = is_masked(config)
+    parsed = _parse_config(config, masked)
+    if (directory / ADAPTER_CONFIG).exists():
+        raise TrainingError(f"{directory} holds an adapter; name the directory of a whole model")
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in _construct(parsed, masked).parameters())
+    # A value takes a byte at least, so this bounds what a configuration can make us allocate.
+    if size > sum(path.stat().st_size for path in directory.glob("*.safetensors")):
+        raise TrainingError(
+            f"{directory}: its safetensors files hold fewer than the model's {size} parameters"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module, loading = _factory(masked).from_pretrained(
+                directory,
+                config=parsed,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise TrainingError(f"{directory}: {_one_line(error)}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise TrainingError(f"{directory}: its files do not hold {missing[0]}")
+    assert isinstance(module, torch.nn.Module)
+    return module
+
+
 def is_masked(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is that of a masked language model, like BertForMaskedLM."""
     names = config.get("architectures")
@@ -99,12 +141,15 @@ def with_mask_token(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str
     return {**config, "mask_token_id": tokenizer.mask_token}
 
 
-def _construct(parsed: Any, masked: bool) -> torch.nn.Module:
+def _factory(masked: bool) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    factory: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    return AutoModelForMaskedLM if masked else AutoModelForCausalLM
+
+
+def _construct(parsed: Any, masked: bool) -> torch.nn.Module:
     try:
-        module = factory.from_config(parsed, attn_implementation="sdpa")
+        module = _factory(masked).from_config(parsed, attn_implementation="sdpa")
     except Exception as error:  # transformers does not say what it raises.
         raise TrainingError(f"the model configuration does not work: {_one_line(error)}") from None
     assert isinstance(module, torch.nn.Module)
@@ -115,6 +160,7 @@ def _parse_config(config: Mapping[str, Any], masked: bool) -> Any:
     # Weights come from the mesh alone: this keeps transformers from ever asking a network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
 
@@ -161,6 +207,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def _name_in_files(name: str) -> str:
+    """The name that transformers, or peft for an adapter's, gives a tensor in a file."""
+    in_files, adapters = ADAPTER_PART.subn("", name)
+    return ADAPTER_PREFIX + in_files if adapters else name
+
+
 class FlatModel:
     """A module whose trainable parameters are views of one float32 vector of P values."""
 
@@ -168,14 +220,16 @@ class FlatModel:
         self.device = device or torch.device("cpu")
         self.module = module.to(self.device, torch.float32)
         self.module.train()
+        masked = type(module).__name__.endswith(MASKED_SUFFIX)
+        config: Any = getattr(self.module, "config", None)
         # None: a causal model.
-        self.mask_token: int | None = (
-            int(self.module.config.mask_token_id)
-            if type(module).__name__.endswith(MASKED_SUFFIX)
-            else None
-        )
+        self.mask_token: int | None = int(config.mask_token_id) if masked else None
         # named_parameters() gives a tied weight once.
-        self._named = [item for item in module.named_parameters() if item[1].requires_grad]
+        self._named = [
+            (_name_in_files(name), parameter)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
         self.size = sum(parameter.numel() for _, parameter in self._named)
         self.flat = torch.empty(self.size, device=self.device)
         self.gradient = torch.zeros(self.size, device=self.device)

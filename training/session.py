@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
+from shoal.training.adapters import Lora, adapted_model, require_base
 from shoal.training.data import Corpus, load
 from shoal.training.device import pick_device
 from shoal.training.errors import TrainingError
@@ -36,6 +37,9 @@ class SessionConfig:
     warmup_tokens: int
     schedule_tokens: int
     weight_decay: float = 0.1
+    # Adapters to train instead of the model (adapters.py), and the directory of what they adapt.
+    lora: dict[str, Any] | None = None
+    base: str | None = None
     # Directory of a tokenizer; None is the built-in one.
     tokenizer: str | None = None
     device: str = "auto"
@@ -83,9 +87,10 @@ class SessionConfig:
                 raise TrainingError(f"{name} must be from {low} to {high}, not {value}")
         if not isinstance(self.model, dict):
             raise TrainingError("model must be a model configuration (a JSON object)")
-        for name in ("data", "device", "tokenizer"):
+        for name in ("data", "device", "tokenizer", "base"):
             value = getattr(self, name)
-            if not isinstance(value, str) and (name != "tokenizer" or value is not None):
+            optional = name in ("tokenizer", "base")
+            if not isinstance(value, str) and not (optional and value is None):
                 raise TrainingError(f"{name} must be a string, not {value!r}")
 
 
@@ -128,9 +133,25 @@ class Material(NamedTuple):
 
 
 def read_material(config: SessionConfig) -> Material:
-    """Read the tokenizer and the text, which needs no model; raises TrainingError."""
+    """Read the tokenizer and the text, which needs no model; raises TrainingError.
+
+    A base model that is not the mesh's is found here too: before anybody hears of this node.
+    """
+    if config.lora is not None:
+        require_base(Lora.from_json(config.lora), config.base)
     tokenizer = load_tokenizer(None if config.tokenizer is None else Path(config.tokenizer))
     return Material(tokenizer, load(config.data, tokenizer))
+
+
+def fresh_model(config: SessionConfig, seed: int) -> torch.nn.Module:
+    """What is trained, with weights drawn from `seed`: the model, or its base with adapters.
+
+    Raises TrainingError. The base is the one that `read_material` has checked.
+    """
+    if config.lora is None:
+        return build_model(config.model, seed)
+    assert config.base is not None
+    return adapted_model(config.model, Lora.from_json(config.lora), Path(config.base), seed)
 
 
 class TrainingSession:
@@ -147,7 +168,7 @@ class TrainingSession:
         self._clock = clock
         device = pick_device(config.device)
         self.tokenizer, self._corpus = material or read_material(config)
-        self.model = FlatModel(build_model(config.model, config.seed), device)
+        self.model = FlatModel(fresh_model(config, config.seed), device)
         self._require_fit()
         # Dropout, where the model has any, draws from torch's own state.
         torch.manual_seed(config.seed)

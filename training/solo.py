@@ -111,9 +111,10 @@ def _first_weights(solo: SoloConfig, config: "SessionConfig", model: "FlatModel"
         from shoal.training.weights_file import read_weights
 
         return read_weights(Path(solo.weights), model)
-    from shoal.training.model import FlatModel, build_model
+    from shoal.training.model import FlatModel
+    from shoal.training.session import fresh_model
 
-    return FlatModel(build_model(config.model, solo.model_seed)).flat
+    return FlatModel(fresh_model(config, solo.model_seed)).flat
 
 
 def _train(

@@ -21,6 +21,7 @@ SEPARATOR = "\0"
 # What BERT's and RoBERTa's descendants call the token that hides another.
 MASK_TOKENS = ("[MASK]", "<mask>")
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -114,6 +115,21 @@ class FileTokenizer:
     def decode(self, tokens: list[int]) -> str:
         """Return the text of `tokens`."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def tokenizer_files(directory: Path) -> dict[str, bytes]:
+    """Return the files of a tokenizer that lie in `directory`, by name, where they are read.
+
+    `load_tokenizer` has checked the first of them. Raises TrainingError for one that is too large.
+    """
+    files = {}
+    for name in TOKENIZER_FILES:
+        path = directory / name
+        if path.is_file():
+            if path.stat().st_size > TOKENIZER_FILE_BYTES_MAX:
+                raise TrainingError(f"{path}: larger than 64 MiB, so it is not of a tokenizer")
+            files[name] = path.read_bytes()
+    return files
 
 
 def load_tokenizer(directory: Path | None) -> Tokenizer:

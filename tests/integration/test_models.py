@@ -1,6 +1,7 @@
 """Four real processes train a model that is not the built-in one: a GPT-2, a BERT that is asked for
-hidden tokens. What they certify is proved, opens in transformers, and has learned."""
+hidden tokens, adapters of a Llama. What they certify is proved, opens elsewhere, has learned."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from shoal.node.local_model import open_model
 from shoal.node.verify import verify_checkpoint
 from shoal.training.data import load
 from shoal.training.evaluate import held_out_loss
-from shoal.training.model import FlatModel
+from shoal.training.model import FlatModel, load_model
 from tests.integration.processes import (
     Process,
+    command,
     materialised_height,
     root_at,
     run_node,
     wait_until,
 )
 from tests.node.mesh import found_mesh
+from tests.training.base_models import adapters_of, write_base
+from tests.training.worker_process import TINY_MODEL
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("processes")]
 
@@ -54,7 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def certified_by_four(tmp_path: Path, **mesh: Any) -> list[Process]:
     """Found a mesh and run it until all have a second checkpoint, the same one; then stop it."""
-    quick = {"local_steps": 100, "rounds_per_checkpoint": 2, "learning_rate": 5e-3}
+    quick: dict[str, Any] = {"local_steps": 100, "rounds_per_checkpoint": 2, "learning_rate": 5e-3}
     directories = found_mesh(tmp_path / "mesh", warmup_tokens=0, **quick, **mesh)
     addresses = [load_settings(directory).node.inspect_listen for directory in directories]
     processes = [run_node(directory) for directory in directories]
@@ -74,8 +78,9 @@ def what_was_learned(node: Path) -> tuple[float, float, FlatModel, Path]:
     checkpoint = newest_checkpoint(node)
     genesis, first, _ = load_genesis(node / "genesis")
     verify_checkpoint(checkpoint, genesis.mesh_id)
-    model, tokenizer = open_model(checkpoint)
-    text = load(load_settings(node).train.data, tokenizer).held_out
+    settings = load_settings(node).train
+    model, tokenizer = open_model(checkpoint, Path(settings.base))
+    text = load(settings.data, tokenizer).held_out
     before, after = (
         held_out_loss(model, weights, text, batches=8, batch=8, sequence=16)
         for weights in (first.to_weights(), model.flat.clone())
@@ -93,3 +98,36 @@ def test_a_mesh_trains_other_models(tmp_path: Path, opener: str) -> None:
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     with model.holding(model.flat):
         torch.testing.assert_close(opened(WINDOW).logits, model.module(WINDOW).logits)
+
+
+# peft asks transformers in a way that its newest version warns of.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_a_mesh_trains_adapters_of_a_base_that_each_node_has(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    base, other = tmp_path / "base", tmp_path / "other"
+    write_base(base)
+    write_base(other, seed=6)
+    targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    processes = certified_by_four(
+        tmp_path, model=TINY_MODEL, base=base, lora=adapters_of(base, target_modules=targets)
+    )
+    node = processes[3].directory
+    before, after, model, checkpoint = what_was_learned(node)
+    assert after < before - 0.05
+    sent = [line["bytes"] for line in processes[3].events("round.published")]
+    assert sent and 0 < max(sent) < 4 * model.size
+
+    opened = peft.PeftModel.from_pretrained(load_model(TINY_MODEL, base), checkpoint)
+    with model.holding(model.flat):
+        torch.testing.assert_close(opened(WINDOW).logits, model.module(WINDOW).logits)
+    words = ("--prompt", "The shoal", "--tokens", "4", "--temperature", "0")
+    done = run_command("generate", node, *words)
+    assert done.returncode == 0 and done.stdout.startswith("The shoal")
+    refused = run_command("run", node, "--set", f"train.base={other}")
+    assert refused.returncode == 2
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith(f"error: training cannot start: {other} is not this mesh's base model")
+
+
+def run_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=120, check=False)

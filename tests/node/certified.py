@@ -4,7 +4,7 @@ Real Ed25519 keys sign everything, so a test can play any validator, and any for
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ from shoal.node.genesis import (
 )
 from shoal.node.verify import verify_checkpoint
 from shoal.node.verify_formats import Refused
+from shoal.training.adapters import Lora
 
 # Three chunks of the anchor; tensors whose order in the flat vector is not that of their names,
 # with edges inside chunks and two scales.
@@ -88,9 +89,15 @@ class CertifiedMesh:
     """A mesh with its validators' keys; `sets`: who votes in epoch 0, 1, ..., a letter each."""
 
     def __init__(
-        self, *sets: str, name: str = "the mesh", parameters: bytes = b"parameters"
+        self,
+        *sets: str,
+        name: str = "the mesh",
+        parameters: bytes = b"parameters",
+        model: Mapping[str, object] = MODEL,
+        lora: Lora | None = None,
     ) -> None:
-        """parameters: what the record of each epoch but the first says of the mesh's."""
+        """parameters: what the record of each epoch but the first says of the mesh's; lora: what
+        the schema is of, if not of a whole model."""
         self.parameters = parameters
         self.sets = tuple(keys(labels) for labels in sets)
         self.height = 5
@@ -101,11 +108,12 @@ class CertifiedMesh:
         document = make_document(
             name=name,
             schema=SCHEMA,
-            model_config=MODEL,
+            model_config=model,
             parameters=MeshParameters(staleness=0),
             founders=founders,
             anchor_root=bytes(32),
             tokenizer_files=TOKENIZER,
+            lora=lora,
         )
         self.genesis: Genesis = parse_document(document)
         self.mesh_id = self.genesis.mesh_id
@@ -262,6 +270,7 @@ class CertifiedMesh:
             model_config=self.genesis.model_config,
             tokenizer=TOKENIZER,
             facts={"height": self.height},
+            adapter_config=self.genesis.adapter_config,
         )
         return store.path(self.height)
 

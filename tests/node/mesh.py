@@ -21,6 +21,7 @@ from shoal.node.ports import free_ports
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
 from shoal.node.trainer import RoundResult
+from shoal.training.adapters import Lora
 
 TINY_MODEL: dict[str, Any] = {
     "model_type": "llama",
@@ -49,7 +50,13 @@ def any_address() -> str:
 
 
 def found_mesh(
-    directory: Path, *, nodes: int = 4, model: Mapping[str, Any] = TINY_MODEL, **mesh: Any
+    directory: Path,
+    *,
+    nodes: int = 4,
+    model: Mapping[str, Any] = TINY_MODEL,
+    base: Path | None = None,
+    lora: Lora | None = None,
+    **mesh: Any,
 ) -> list[Path]:
     """Make the directories of a small mesh; returns them."""
     text = directory / "text"
@@ -74,6 +81,8 @@ def found_mesh(
         ),
         seed=0,
         names=names,
+        base=base,
+        lora=lora,
     )
     return [directory / name for name in names]
 

@@ -1,8 +1,11 @@
 """`shoal init --budget`: one dial, turned by a number or by the speed of a link."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +13,17 @@ from shoal.gossip.density import LEVELS, kept_per_chunk
 from shoal.node import cli
 from shoal.node.config import TrainSettings
 from shoal.node.errors import UserError
+from shoal.node.founding import Start
 from shoal.node.genesis import MeshParameters, load_genesis
 from shoal.node.link_budget import Work, meaning, measure_work, with_budget
 from shoal.node.verify_parameters import density
 from tests.node.mesh import TINY_MODEL
 
 MESH = MeshParameters(local_steps=10)
+
+
+def start_with(config: dict[str, Any]) -> Callable[[], Start]:
+    return partial(Start.of, config, None, None)
 
 
 def nobody_asks() -> Work:
@@ -55,11 +63,11 @@ def test_a_budget_that_buys_nothing_is_refused_in_one_line(text: str, complaint:
 
 def test_steps_are_measured_on_the_model_that_will_be_trained() -> None:
     settings = TrainSettings(batch=2, sequence=16)
-    work = measure_work(TINY_MODEL, "builtin:0/4", settings)
+    work = measure_work(start_with(TINY_MODEL), "builtin:0/4", settings)
     assert 0 < work.step_seconds < 60
     assert work.parameters < 100_000
     with pytest.raises(UserError, match="they do not belong together"):
-        measure_work({**TINY_MODEL, "vocab_size": 8}, "builtin:0/4", settings)
+        measure_work(start_with({**TINY_MODEL, "vocab_size": 8}), "builtin:0/4", settings)
 
 
 def test_a_mesh_is_made_for_a_budget_and_says_what_it_comes_to(
