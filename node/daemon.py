@@ -174,6 +174,7 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
         "sequence": train.sequence,
         "eval_batches": train.eval_batches,
         "learning_rate": mesh.learning_rate,
+        "muon_scale": mesh.muon_scale,
         "warmup_tokens": mesh.warmup_tokens,
         "schedule_tokens": mesh.schedule_tokens,
     }

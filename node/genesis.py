@@ -65,6 +65,8 @@ class MeshParameters:
     # Cuts that a delta may miss before it expires.
     staleness: int = 2
     learning_rate: float = 1.5e-3
+    # Muon trains hidden matrices at so many times that rate; 0: AdamW does, like all the rest.
+    muon_scale: float = 0.0
     # The learning rate rises over the first, falls until the second (tokens of the whole mesh).
     warmup_tokens: int = 100_000
     schedule_tokens: int = 100_000_000
@@ -81,6 +83,7 @@ class MeshParameters:
             "clip_factor": (0.1, 1e6),
             "staleness": (0, 16),
             "learning_rate": (1e-9, 10.0),
+            "muon_scale": (0.0, 100.0),
             "warmup_tokens": (0, 2**62),
             "schedule_tokens": (1, 2**62),
         }

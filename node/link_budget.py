@@ -85,7 +85,9 @@ def meaning(mesh: MeshParameters, members: int, parameters: int) -> str:
     )
 
 
-def measure_work(start: Callable[[], Start], source: str, settings: TrainSettings) -> Work:
+def measure_work(
+    start: Callable[[], Start], source: str, settings: TrainSettings, muon_scale: float
+) -> Work:
     """Time a few steps of this model on this machine as a node with these settings makes them.
 
     Raises UserError where the model or the text cannot be used.
@@ -103,6 +105,7 @@ def measure_work(start: Callable[[], Start], source: str, settings: TrainSetting
             batch=settings.batch,
             sequence=settings.sequence,
             weight_decay=0.0,
+            muon_scale=muon_scale,
             seed=0,
         )
         for step in range(WARM_STEPS):

@@ -39,6 +39,7 @@ _FORM = Struct(">BIHdddddQQ")
 # What else a genesis chooses, and why nobody can choose it again.
 FIXED = {
     "alpha": "it is the gain of the first epoch alone, and later ones measure theirs",
+    "muon_scale": "each member's optimiser has moments of its own kind, which another cannot use",
     "staleness": "what a member remembers of settled deltas is cut to it, so a delta that was "
     "counted or given up could count again",
 }

@@ -80,7 +80,9 @@ def make_mesh(
     if budget is not None:
         start = partial(Start.of, config, base, lora)
         train = planned_settings(preset, flags).train
-        measure = partial(measure_work, start, node_sources(source, nodes)[0], train)
+        measure = partial(
+            measure_work, start, node_sources(source, nodes)[0], train, parameters.muon_scale
+        )
         parameters = with_budget(parameters, budget, nodes, measure)
     mesh_id = create_mesh(
         directory,

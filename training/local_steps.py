@@ -1,4 +1,4 @@
-"""Local AdamW steps: what a node does with most of its time.
+"""Local steps: what a node does with most of its time.
 
 The learning rate is a function of how many tokens the whole mesh has committed, not of how many
 steps this node made: slow and fast nodes, and nodes that join late, are then at the same point of
@@ -14,8 +14,8 @@ import torch
 
 from shoal.training.data import Corpus
 from shoal.training.model import FlatModel
+from shoal.training.optimiser import Optimiser
 
-BETAS = (0.9, 0.95)
 GRADIENT_NORM_MAX = 1.0
 # The learning rate begins and ends at this share of its largest value.
 FLOOR_SHARE = 0.1
@@ -46,7 +46,7 @@ class Schedule:
 
 
 class LocalTrainer:
-    """AdamW over the flat parameters of one model, on one node's own text."""
+    """One model's optimiser on one node's own text."""
 
     def __init__(
         self,
@@ -58,20 +58,19 @@ class LocalTrainer:
         sequence: int,
         weight_decay: float,
         seed: int,
+        muon_scale: float = 0.0,
     ) -> None:
+        """muon_scale: as in Optimiser."""
         self._model = model
         self._corpus = corpus
         self.schedule = schedule
         self._batch = batch
         self._sequence = sequence
         self._seed = seed
-        # One parameter for the optimiser, so that a step is one fused pass over P values.
+        self.optimiser = Optimiser(model, weight_decay=weight_decay, muon_scale=muon_scale)
+        # All gradients as one, to be clipped in one pass.
         self._parameter = torch.nn.Parameter(model.flat)
         self._parameter.grad = model.gradient
-        # Whoever wants to may put another round it: it is asked for its groups and for a step.
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            [self._parameter], betas=BETAS, weight_decay=weight_decay, fused=True
-        )
         self._steps_done = 0
         self._late = False
 
@@ -95,8 +94,7 @@ class LocalTrainer:
         loss = self._model.loss(windows, masks)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([self._parameter], GRADIENT_NORM_MAX)
-        self.optimizer.param_groups[0]["lr"] = self._learning_rate(tokens)
-        self.optimizer.step()
+        self.optimiser.step(self._learning_rate(tokens))
         self._model.gradient.zero_()
         self._steps_done += 1
         return loss.detach()

@@ -247,6 +247,10 @@ class FlatModel:
         """Return name and shape of each tensor, in the order in which `flat` holds them."""
         return [(name, tuple(parameter.shape)) for name, parameter in self._named]
 
+    def trained(self) -> list[torch.nn.Parameter]:
+        """Return the parameters that `flat` holds, each a view of it."""
+        return [parameter for _, parameter in self._named]
+
     @property
     def vocabulary_size(self) -> int:
         """How many different tokens the model knows."""

@@ -37,6 +37,8 @@ class SessionConfig:
     warmup_tokens: int
     schedule_tokens: int
     weight_decay: float = 0.1
+    # How many times the learning rate Muon's is (optimiser.py); 0 is AdamW for everything.
+    muon_scale: float = 0.0
     # Adapters to train instead of the model (adapters.py), and the directory of what they adapt.
     lora: dict[str, Any] | None = None
     base: str | None = None
@@ -69,6 +71,7 @@ class SessionConfig:
         bounds: dict[str, tuple[type, float, float]] = {
             "learning_rate": (float, 0.0, 10.0),
             "weight_decay": (float, 0.0, 10.0),
+            "muon_scale": (float, 0.0, 100.0),
             "warmup_tokens": (int, 0, 2**62),
             "schedule_tokens": (int, 1, 2**62),
             "threads": (int, 1, 1024),
@@ -183,6 +186,7 @@ class TrainingSession:
             batch=config.batch,
             sequence=config.sequence,
             weight_decay=config.weight_decay,
+            muon_scale=config.muon_scale,
             seed=config.seed,
         )
         self._base: torch.Tensor | None = None

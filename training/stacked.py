@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from shoal.training.local_steps import BETAS, GRADIENT_NORM_MAX, LATE_WARMUP_STEPS
+from shoal.training.local_steps import GRADIENT_NORM_MAX, LATE_WARMUP_STEPS
+from shoal.training.optimiser import BETAS
 from shoal.training.tokenizer import Tokens
 
 CONTEXT = 8

@@ -53,12 +53,12 @@ def main() -> None:
     worker = Worker(options.work, index=options.index, seed=options.seed, out=options.out)
     meeting = options.out / "swarm"
     dht = join_swarm(options.host, options.port, meeting, first=options.index == 0)
-    worker.trainer.optimizer = optimizer = hivemind.Optimizer(
+    worker.trainer.optimiser.adamw = optimizer = hivemind.Optimizer(
         dht=dht,
         run_id="common-work",
         batch_size_per_step=BATCH,
         target_batch_size=WORKERS * options.local_steps * BATCH,
-        optimizer=worker.trainer.optimizer,
+        optimizer=worker.trainer.optimiser.adamw,
         use_local_updates=True,
         matchmaking_time=MATCHMAKING_SECONDS,
         averaging_timeout=AVERAGING_SECONDS,

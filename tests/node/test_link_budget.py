@@ -63,11 +63,11 @@ def test_a_budget_that_buys_nothing_is_refused_in_one_line(text: str, complaint:
 
 def test_steps_are_measured_on_the_model_that_will_be_trained() -> None:
     settings = TrainSettings(batch=2, sequence=16)
-    work = measure_work(start_with(TINY_MODEL), "builtin:0/4", settings)
+    work = measure_work(start_with(TINY_MODEL), "builtin:0/4", settings, 0.0)
     assert 0 < work.step_seconds < 60
     assert work.parameters < 100_000
     with pytest.raises(UserError, match="they do not belong together"):
-        measure_work(start_with({**TINY_MODEL, "vocab_size": 8}), "builtin:0/4", settings)
+        measure_work(start_with({**TINY_MODEL, "vocab_size": 8}), "builtin:0/4", settings, 0.0)
 
 
 def test_a_mesh_is_made_for_a_budget_and_says_what_it_comes_to(
