@@ -203,13 +203,19 @@ def genesis_parameters(
     *,
     kept_per_chunk: int,
     alpha: float,
+    largest_value: float = math.inf,
 ) -> EpochParameters:
-    """The epoch of checkpoint 0: no clip yet. `members`: (id, shard tokens, share permille)."""
+    """The epoch of checkpoint 0, before there is a message to take a median of.
+
+    `members`: (id, shard tokens, share permille). largest_value: the root mean square that the
+    values of a message may have; what a liar adds before the first checkpoint is never made good.
+    """
+    kept = schema.layout.kept_per_tensor(kept_per_chunk).tolist()
     return EpochParameters(
         height=0,
         alpha=alpha,
         weights=objective_weights([Member(*member) for member in members], {}),
-        clip=(math.inf,) * len(schema.tensors),
+        clip=tuple(largest_value * math.sqrt(count) for count in kept),
         kept_per_chunk=kept_per_chunk,
         tokens=0,
     )

@@ -71,6 +71,16 @@ class MeshParameters:
     warmup_tokens: int = 100_000
     schedule_tokens: int = 100_000_000
 
+    @property
+    def largest_first_value(self) -> float:
+        """What bounds the deltas of the first epoch (root mean square of what they keep).
+
+        A step of AdamW moves a value by about the learning rate, one of Muon by a fifth of its
+        own; so an honest round cannot go further.
+        """
+        step = self.learning_rate * max(1.0, self.muon_scale)
+        return self.clip_factor * self.local_steps * step
+
     def problems(self) -> list[str]:
         """Return what is wrong with the values, one short phrase each."""
         bounds: dict[str, tuple[float, float]] = {
@@ -162,6 +172,7 @@ class Genesis:
             self.schema,
             kept_per_chunk=kept_per_chunk(self.parameters.budget, len(self.founders)),
             alpha=self.parameters.alpha,
+            largest_value=self.parameters.largest_first_value,
         )
 
     def read_anchor(self, data: bytes) -> Anchor:

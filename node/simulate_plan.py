@@ -117,10 +117,18 @@ def make_strategy(
 ) -> AnyStrategy:
     """The strategy that a plan names. members: as in genesis_parameters; shares: p_i."""
     if plan.strategy == "delta-log":
+        clip_factor = UNLIMITED if plan.robust == "none" else 2.0
+        first = genesis_parameters(
+            members,
+            schema,
+            kept_per_chunk=plan.kept_per_chunk,
+            alpha=1.0,
+            largest_value=clip_factor * plan.local_steps * plan.learning_rate,
+        )
         return DeltaLog(
             schema,
-            genesis_parameters(members, schema, kept_per_chunk=plan.kept_per_chunk, alpha=1.0),
-            clip_factor=UNLIMITED if plan.robust == "none" else 2.0,
+            first,
+            clip_factor=clip_factor,
             closed=plan.robust == "trust",
         )
     if plan.strategy == "choco":

@@ -21,6 +21,7 @@ from shoal.gossip.parameters import (
     EpochParameters,
     clip_scales,
     contribution_of,
+    genesis_parameters,
     message_norms,
     next_parameters,
 )
@@ -146,6 +147,16 @@ def test_a_message_within_the_radius_is_left_alone_and_a_longer_one_is_shortened
     zero = hashed_delta("clip")
     zero.centroids[:] = 0
     assert clip_scales(parameters, zero).tolist() == [1.0] * 4
+
+
+def test_before_there_is_a_median_a_liar_counts_for_no_more_than_an_honest_round_can_be() -> None:
+    first = genesis_parameters(
+        members(4), SCHEMA, kept_per_chunk=256, alpha=1.0, largest_value=1e-3
+    )
+    honest, liar = (hashed_delta("first", size=size) for size in (4e-4, 1.0))
+    assert clip_scales(first, honest).tolist() == [1.0] * len(SCHEMA.tensors)
+    for norm, scale in zip(message_norms(liar), clip_scales(first, liar), strict=True):
+        assert scale < 1e-2 and norm * scale <= 1e-3 * math.sqrt(SCHEMA.layout.total)
 
 
 def test_increments_carry_gain_weight_and_clip_of_the_epoch() -> None:
