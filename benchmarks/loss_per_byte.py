@@ -28,7 +28,7 @@ from benchmarks.network import Shape, Star, enter
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data" / "loss_per_byte.jsonl"
 MARKS = (100, 200, 400)
-PLOT = HERE / "plots" / "loss_per_byte.svg"
+PLOT = HERE / "plots" / "loss_per_byte.png"
 POLL_SECONDS = 0.1
 RUN_SECONDS_MAX = 3600.0
 SERVER = 4
@@ -142,7 +142,11 @@ def _key(line: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw loss over bytes sent per worker, a line through the marks of each system."""
+    """Draw loss over bytes sent per worker, a line through the marks of each system.
+
+    The loss is that of what a worker holds for the common model: after an average that is its own
+    model, and in Shoal its live anchor.
+    """
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
@@ -150,10 +154,11 @@ def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         runs = [line["points"] for line in lines if line["system"] == system]
         points = list(zip(*runs, strict=False))
         x = [statistics.fmean(p["sent_mb"] for p in same) for same in points]
-        y = [statistics.fmean(p["loss"] for p in same) for same in points]
+        losses = [[p.get("common_loss", p["loss"]) for p in same] for same in points]
+        y = [statistics.fmean(same) for same in losses]
         spread = [
-            [mean - min(p["loss"] for p in same) for mean, same in zip(y, points, strict=True)],
-            [max(p["loss"] for p in same) - mean for mean, same in zip(y, points, strict=True)],
+            [mean - min(same) for mean, same in zip(y, losses, strict=True)],
+            [max(same) - mean for mean, same in zip(y, losses, strict=True)],
         ]
         ours = system.startswith("shoal")
         axes.errorbar(
