@@ -4,9 +4,10 @@ import ipaddress
 
 DEFAULT_LISTEN = "127.0.0.1:7400"
 DEFAULT_INSPECT = "127.0.0.1:7600"
-# Where a node's other two listeners are unless they are set: so many ports above the members'.
+# Where a node's other listeners are unless they are set: so many ports above the members'.
 JOIN_PORT_ABOVE = 100
 INSPECT_PORT_ABOVE = 200
+METRICS_PORT_ABOVE = 300
 
 _ID_BYTES = 32
 

@@ -20,6 +20,7 @@ from shoal.node.addresses import (
     DEFAULT_LISTEN,
     INSPECT_PORT_ABOVE,
     JOIN_PORT_ABOVE,
+    METRICS_PORT_ABOVE,
     is_loopback,
     port_above,
     split_address,
@@ -76,6 +77,8 @@ class NodeSettings(_Section):
     """host:port that newcomers are told; "" means the host of advertise and the port of join"""
     inspect: Address | Literal["", "off"] = ""
     """loopback host:port for `shoal status`, not encrypted; "" means 200 ports above listen"""
+    metrics: Address | Literal["", "off"] = ""
+    """host:port for Prometheus, not encrypted; "" means loopback, 300 ports above listen"""
     peers: Annotated[list[PeerAddress], NoDecode, BeforeValidator(_comma_separated)] = []
     """ID@host:port of members to dial first; the others are learned from the log"""
     contacts: Annotated[list[PeerAddress], NoDecode, BeforeValidator(_comma_separated)] = []
@@ -105,6 +108,13 @@ class NodeSettings(_Section):
         if self.inspect == OFF:
             return ""
         return self.inspect or port_above(self.listen, INSPECT_PORT_ABOVE, host="127.0.0.1")
+
+    @property
+    def metrics_listen(self) -> str:
+        """Where Prometheus asks; "" for nowhere."""
+        if self.metrics == OFF:
+            return ""
+        return self.metrics or port_above(self.listen, METRICS_PORT_ABOVE, host="127.0.0.1")
 
 
 class TrainSettings(_Section):
@@ -247,7 +257,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, object] | None = No
     except ValidationError as error:
         raise UserError(_explain(error, path, flags)) from None
     try:
-        _ = settings.node.join_listen
+        _ = settings.node.join_listen, settings.node.metrics_listen
         inspect = settings.node.inspect_listen
     except ValueError as error:
         raise UserError(f"{_origin(path, flags, 'node', 'listen')}: {error}") from None

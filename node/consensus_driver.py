@@ -109,6 +109,11 @@ class ConsensusDriver:
         self._timers: dict[tuple[Machine, str], asyncio.TimerHandle] = {}
         self._jobs: set[asyncio.Task[None]] = set()
 
+    @property
+    def waiting(self) -> int:
+        """Events that neither machine has seen yet."""
+        return self._inbox.qsize()
+
     def start(self, applied: int) -> None:
         """Wake both machines; `applied` is the last sequence this node has acted on."""
         self._put(self.replica, Started(applied))

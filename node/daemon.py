@@ -36,6 +36,7 @@ from shoal.node.genesis import Genesis, load_genesis
 from shoal.node.identity import Identity, short, verify
 from shoal.node.log import configure_logging
 from shoal.node.membership import MembershipEnded
+from shoal.node.metrics import MetricsServer, serve_metrics
 from shoal.node.node import Node
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
@@ -185,15 +186,23 @@ async def _serve(
 ) -> None:
     server = Server(node, node.links, node.meters)
     places = settings.node
-    join, inspect = places.join_listen, places.inspect_listen
+    join, inspect, prometheus = places.join_listen, places.inspect_listen, places.metrics_listen
     await server.start(places.listen, join=join, inspect=inspect)
+    metrics: MetricsServer | None = None
     work: asyncio.Task[None] | None = None
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     try:
-        log.info("node.listening", address=places.listen, join=join, inspect=inspect)
+        metrics = serve_metrics(prometheus, node.status) if prometheus else None
+        log.info(
+            "node.listening",
+            address=places.listen,
+            join=join,
+            inspect=inspect,
+            metrics=prometheus,
+        )
         if trainer is not None:
             # Voting does not wait until it is ready: on a busy machine that takes many seconds.
             await trainer.start(worker_configuration(settings, genesis))
@@ -212,6 +221,8 @@ async def _serve(
                 await work
         if trainer is not None:
             await trainer.stop()
+        if metrics is not None:
+            await metrics.stop()
         await server.stop()
         await node.stop()
 

@@ -39,6 +39,7 @@ CHECKS = (
     "listen",
     "join",
     "inspect",
+    "metrics",
     "peers",
     "clock",
     "protocol",

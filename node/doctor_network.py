@@ -58,11 +58,12 @@ class Here:
 
 
 async def look_here(places: NodeSettings, identity: Identity | None, clock: float) -> Here:
-    """Try the three ports, and find out who has those that are taken."""
+    """Try the node's ports, and find out who has those that are taken."""
     wanted = {
         "listen": places.listen,
         "join": places.join_listen,
         "inspect": places.inspect_listen,
+        "metrics": places.metrics_listen,
     }
     ports = await asyncio.gather(*(_port(check, address) for check, address in wanted.items()))
     status = await _own_status(places, identity, clock)
@@ -98,7 +99,7 @@ async def _own_status(
 async def _with_owner(facts: PortFacts, status: StatusReply | None) -> PortFacts:
     if facts.port is not Port.TAKEN:
         return facts
-    if facts.check == "inspect":
+    if facts.check in ("inspect", "metrics"):
         with suppress(ValueError):
             if status is not None:
                 return replace(facts, owner=bytes.fromhex(status.node_id))

@@ -1,4 +1,4 @@
-"""The three listeners: free, this node's, or somebody else's (`shoal doctor`)."""
+"""The listeners: free, this node's, or somebody else's (`shoal doctor`)."""
 
 import errno
 import socket
@@ -24,8 +24,8 @@ class Port(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PortFacts:
-    """check: listen, join or inspect, as the setting is called; process: who has a taken port, as
-    far as this user may know; owner: the node that answers there, b"" for none."""
+    """check: listen, join, inspect or metrics, as the setting is called; process: who has a taken
+    port, as far as this user may know; owner: the node that answers there, b"" for none."""
 
     check: str
     address: str

@@ -79,6 +79,11 @@ class GossipDriver:
         """Deltas that are known to exist and not held."""
         return self._relay.missing
 
+    @property
+    def fetching(self) -> int:
+        """Deltas that are being pulled now."""
+        return len(self._fetches)
+
     async def run(self) -> None:
         """Tick for ever."""
         while True:

@@ -37,6 +37,7 @@ STATUSES = Screen(
     bytes_max=STATUS_BYTES_MAX,
     counts={
         "StatusReply.checkpoints": 64,
+        "Checkpoint.signers": 64,
         "StatusReply.peers": 1024,
         "Peer.accusers": 64,
         "StatusReply.rejected": 1024,

@@ -3,7 +3,7 @@
 import socket
 from contextlib import ExitStack
 
-from shoal.node.addresses import INSPECT_PORT_ABOVE, JOIN_PORT_ABOVE
+from shoal.node.addresses import INSPECT_PORT_ABOVE, JOIN_PORT_ABOVE, METRICS_PORT_ABOVE
 from shoal.node.errors import UserError
 
 _FIRST_PORT = 7400
@@ -31,8 +31,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _hold(held: ExitStack, port: int) -> int | None:
-    """Bind a port (0: any) and those of the node's two other listeners; None if one is taken."""
-    for above in (0, JOIN_PORT_ABOVE, INSPECT_PORT_ABOVE):
+    """Bind a port (0: any) and those of the node's other listeners; None if one is taken."""
+    for above in (0, JOIN_PORT_ABOVE, INSPECT_PORT_ABOVE, METRICS_PORT_ABOVE):
         probe = held.enter_context(socket.socket())
         try:
             probe.bind(("127.0.0.1", port + above))

@@ -47,6 +47,7 @@ class RoundFacts:
     state: str = "starting"
     sequence: int = 0
     loss: float = 0.0
+    steps: int = 0
     tokens: int = 0
     tokens_per_second: float = 0.0
     round_seconds: float = 0.0
@@ -214,6 +215,7 @@ class RoundLoop:
     def _note(self, result: RoundResult, frame_bytes: int) -> None:
         facts = self.facts
         facts.loss = result.loss
+        facts.steps += result.steps
         facts.tokens += result.tokens
         facts.computing_seconds += result.seconds
         facts.round_seconds = result.seconds

@@ -120,6 +120,8 @@ class SharedModel:
         self._changed = asyncio.Condition()
         self._waiting: dict[bytes, Delta] = {}
         self._outcomes: dict[tuple[bytes, ...], Outcome] = {}
+        # Deltas since the start: added to the live anchor; taken out of it, for no cut took them.
+        self.applied = self.late = 0
         # Told of every delta that becomes pending, by whatever way it came.
         self.on_added: Callable[[DeltaHeader], None] = lambda header: None
 
@@ -191,6 +193,7 @@ class SharedModel:
                 return False
             await self._store(delta, own=own)
             await self.compute(lambda: self.live.apply(opened.sparse, opened.increments))
+        self.applied += 1
         self.on_added(header)
         await self._notify()
         return True
@@ -335,6 +338,7 @@ class SharedModel:
     ) -> list[Unsaid]:
         self.committed = outcome.anchor
         await self._rebuild_live()
+        self.late += len(settled.expired)
         unsaid = []
         for header in settled.expired:
             delta = await self.load(header.reference)

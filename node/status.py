@@ -60,7 +60,7 @@ class CheckpointFacts:
     round: int
     root: bytes
     record: bytes
-    signatures: int
+    signers: tuple[bytes, ...]
     view: int
     deltas: int
     tokens: int
@@ -95,12 +95,13 @@ class NodeState:
         pending = (header.key for header in self.model.book.pending())
         now = asyncio.get_running_loop().time()
         self.chronicle.committed(now, found.record, pending, seen=not materialised)
+        keys = self.consensus.replica.epochs.validators(found.certificate.epoch).keys
         facts = CheckpointFacts(
             height=found.height,
             round=found.record.round,
             root=found.record.anchor_root,
             record=found.record.digest,
-            signatures=len(found.certificate.signers),
+            signers=tuple(keys[signer] for signer in found.certificate.signers),
             view=found.certificate.view,
             deltas=len(found.record.cut),
             tokens=found.parameters.tokens,
@@ -168,6 +169,7 @@ def _training(state: NodeState) -> inspect_pb2.Training:
         local_steps=state.mesh.now().local_steps,
         loss=facts.loss,
         tokens_per_second=facts.tokens_per_second,
+        steps=facts.steps,
         tokens=facts.tokens,
         shard_tokens=state.shard_tokens,
         computing_share=min(1.0, facts.computing_seconds / elapsed) if elapsed else 0.0,
@@ -180,6 +182,9 @@ def _gossip(state: NodeState) -> inspect_pb2.Gossip:
     return inspect_pb2.Gossip(
         pending_deltas=len(state.model.book.pending()),
         missing_deltas=state.gossip.missing,
+        applied_deltas=state.model.applied,
+        late_deltas=state.model.late,
+        fetches=state.gossip.fetching,
         bits_per_kept_value=8 * facts.frame_bytes / max(1, facts.values_kept),
         compression_vs_fp32=4 * facts.values_dense / max(1, facts.frame_bytes),
         alpha=parameters.alpha,
@@ -207,6 +212,7 @@ def _consensus(state: NodeState) -> inspect_pb2.Consensus:
         epoch_digest=replica.epochs.record(seen.epoch).digest.hex(),
         invitation_floor=me.issued.floor if me is not None else 0,
         may_validate=me is not None and me.may_validate,
+        inbox=state.consensus.waiting,
     )
 
 
@@ -220,7 +226,8 @@ def _checkpoint(state: NodeState, height: int) -> inspect_pb2.Checkpoint:
         height=facts.height,
         round=facts.round,
         root=facts.root.hex(),
-        signatures=facts.signatures,
+        signatures=len(facts.signers),
+        signers=[signer.hex() for signer in facts.signers],
         view=facts.view,
         deltas=facts.deltas,
         held_out_loss=state.facts.evaluations.get(height, 0.0),
@@ -252,6 +259,7 @@ def _peers(state: NodeState) -> list[inspect_pb2.Peer]:
             validator=peer in validators,
             last_error=record.last_error,
             committed_height=record.committed_height,
+            pending_deltas=state.model.book.pending_of(peer),
         )
         if peer in opinions:
             _add_opinion(found, opinions[peer])

@@ -295,6 +295,7 @@ class Training(_message.Message):
     SHARD_TOKENS_FIELD_NUMBER: _builtins.int
     COMPUTING_SHARE_FIELD_NUMBER: _builtins.int
     RESIDUAL_NORM_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """starting, training, finished, failed: MESSAGE"""
     device: _builtins.str
@@ -313,6 +314,8 @@ class Training(_message.Message):
     """time in steps / time since the first round began"""
     residual_norm: _builtins.float
     """what could not be said yet"""
+    steps: _builtins.int
+    """since it started"""
     def __init__(
         self,
         *,
@@ -328,10 +331,11 @@ class Training(_message.Message):
         shard_tokens: _builtins.int = ...,
         computing_share: _builtins.float = ...,
         residual_norm: _builtins.float = ...,
+        steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing_share", b"computing_share", "device", b"device", "local_steps", b"local_steps", "loss", b"loss", "max_rounds", b"max_rounds", "parameters", b"parameters", "residual_norm", b"residual_norm", "round", b"round", "shard_tokens", b"shard_tokens", "state", b"state", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing_share", b"computing_share", "device", b"device", "local_steps", b"local_steps", "loss", b"loss", "max_rounds", b"max_rounds", "parameters", b"parameters", "residual_norm", b"residual_norm", "round", b"round", "shard_tokens", b"shard_tokens", "state", b"state", "steps", b"steps", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,6 +352,9 @@ class Gossip(_message.Message):
     ALPHA_FIELD_NUMBER: _builtins.int
     KEPT_PER_CHUNK_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    APPLIED_DELTAS_FIELD_NUMBER: _builtins.int
+    LATE_DELTAS_FIELD_NUMBER: _builtins.int
+    FETCHES_FIELD_NUMBER: _builtins.int
     pending_deltas: _builtins.int
     """held, not yet in a committed cut"""
     missing_deltas: _builtins.int
@@ -359,6 +366,12 @@ class Gossip(_message.Message):
     kept_per_chunk: _builtins.int
     weight: _builtins.float
     """own weight in this epoch"""
+    applied_deltas: _builtins.int
+    """added to the live anchor since it started"""
+    late_deltas: _builtins.int
+    """of these, taken out again: no cut took them in time"""
+    fetches: _builtins.int
+    """deltas that are being pulled now"""
     def __init__(
         self,
         *,
@@ -369,10 +382,13 @@ class Gossip(_message.Message):
         alpha: _builtins.float = ...,
         kept_per_chunk: _builtins.int = ...,
         weight: _builtins.float = ...,
+        applied_deltas: _builtins.int = ...,
+        late_deltas: _builtins.int = ...,
+        fetches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "bits_per_kept_value", b"bits_per_kept_value", "compression_vs_fp32", b"compression_vs_fp32", "kept_per_chunk", b"kept_per_chunk", "missing_deltas", b"missing_deltas", "pending_deltas", b"pending_deltas", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "applied_deltas", b"applied_deltas", "bits_per_kept_value", b"bits_per_kept_value", "compression_vs_fp32", b"compression_vs_fp32", "fetches", b"fetches", "kept_per_chunk", b"kept_per_chunk", "late_deltas", b"late_deltas", "missing_deltas", b"missing_deltas", "pending_deltas", b"pending_deltas", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,6 +412,7 @@ class Consensus(_message.Message):
     EPOCH_DIGEST_FIELD_NUMBER: _builtins.int
     INVITATION_FLOOR_FIELD_NUMBER: _builtins.int
     MAY_VALIDATE_FIELD_NUMBER: _builtins.int
+    INBOX_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     view: _builtins.int
     view_active: _builtins.bool
@@ -414,6 +431,8 @@ class Consensus(_message.Message):
     """an invitation of this node needs a higher number"""
     may_validate: _builtins.bool
     """what this node was itself invited to"""
+    inbox: _builtins.int
+    """messages that wait for consensus"""
     def __init__(
         self,
         *,
@@ -431,10 +450,11 @@ class Consensus(_message.Message):
         epoch_digest: _builtins.str = ...,
         invitation_floor: _builtins.int = ...,
         may_validate: _builtins.bool = ...,
+        inbox: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["byzantine_tolerance", b"byzantine_tolerance", "commit_seconds", b"commit_seconds", "epoch", b"epoch", "epoch_digest", b"epoch_digest", "invitation_floor", b"invitation_floor", "last_executed", b"last_executed", "low_watermark", b"low_watermark", "may_validate", b"may_validate", "members", b"members", "pending_operations", b"pending_operations", "quorum", b"quorum", "validators", b"validators", "view", b"view", "view_active", b"view_active"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byzantine_tolerance", b"byzantine_tolerance", "commit_seconds", b"commit_seconds", "epoch", b"epoch", "epoch_digest", b"epoch_digest", "inbox", b"inbox", "invitation_floor", b"invitation_floor", "last_executed", b"last_executed", "low_watermark", b"low_watermark", "may_validate", b"may_validate", "members", b"members", "pending_operations", b"pending_operations", "quorum", b"quorum", "validators", b"validators", "view", b"view", "view_active", b"view_active"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,6 +474,7 @@ class Checkpoint(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     MATERIALISED_FIELD_NUMBER: _builtins.int
+    SIGNERS_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     round: _builtins.int
     root: _builtins.str
@@ -468,6 +489,10 @@ class Checkpoint(_message.Message):
     """hex digest of the checkpoint record"""
     materialised: _builtins.bool
     """the anchor was rebuilt here and its root is equal"""
+    @_builtins.property
+    def signers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """hex ids, as many as signatures"""
+
     def __init__(
         self,
         *,
@@ -481,10 +506,11 @@ class Checkpoint(_message.Message):
         tokens: _builtins.int = ...,
         record: _builtins.str = ...,
         materialised: _builtins.bool = ...,
+        signers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "height", b"height", "held_out_loss", b"held_out_loss", "materialised", b"materialised", "record", b"record", "root", b"root", "round", b"round", "signatures", b"signatures", "tokens", b"tokens", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "height", b"height", "held_out_loss", b"held_out_loss", "materialised", b"materialised", "record", b"record", "root", b"root", "round", b"round", "signatures", b"signatures", "signers", b"signers", "tokens", b"tokens", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -512,6 +538,7 @@ class Peer(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     ACCUSERS_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    PENDING_DELTAS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     state: _builtins.str
@@ -536,6 +563,8 @@ class Peer(_message.Message):
     timeout_seconds: _builtins.float
     """how long it may be silent before it is dead"""
     incarnation: _builtins.int
+    pending_deltas: _builtins.int
+    """of its deltas, held here and in no committed cut yet"""
     @_builtins.property
     def accusers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """others that get no answer from it either"""
@@ -561,10 +590,11 @@ class Peer(_message.Message):
         timeout_seconds: _builtins.float = ...,
         accusers: _abc.Iterable[_builtins.str] | None = ...,
         incarnation: _builtins.int = ...,
+        pending_deltas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusers", b"accusers", "address", b"address", "committed_height", b"committed_height", "deadline_ms", b"deadline_ms", "heard_seconds", b"heard_seconds", "incarnation", b"incarnation", "last_error", b"last_error", "last_sequence", b"last_sequence", "liveness", b"liveness", "node_id", b"node_id", "received_bytes", b"received_bytes", "round_trip_ms", b"round_trip_ms", "sent_bytes", b"sent_bytes", "silent_seconds", b"silent_seconds", "state", b"state", "timeout_seconds", b"timeout_seconds", "validator", b"validator", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusers", b"accusers", "address", b"address", "committed_height", b"committed_height", "deadline_ms", b"deadline_ms", "heard_seconds", b"heard_seconds", "incarnation", b"incarnation", "last_error", b"last_error", "last_sequence", b"last_sequence", "liveness", b"liveness", "node_id", b"node_id", "pending_deltas", b"pending_deltas", "received_bytes", b"received_bytes", "round_trip_ms", b"round_trip_ms", "sent_bytes", b"sent_bytes", "silent_seconds", b"silent_seconds", "state", b"state", "timeout_seconds", b"timeout_seconds", "validator", b"validator", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

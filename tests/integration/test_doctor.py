@@ -46,7 +46,16 @@ def test_a_mesh_of_processes_is_well_until_one_is_gone(tmp_path: Path) -> None:
         wait_until(lambda: all(map(connected, addresses)), processes)
         code, found, _ = doctor(directories[0])
         assert code == OK
-        for check in ("node", "listen", "join", "inspect", "peers", "clock", "advertised"):
+        for check in (
+            "node",
+            "listen",
+            "join",
+            "inspect",
+            "metrics",
+            "peers",
+            "clock",
+            "advertised",
+        ):
             assert found[check]["verdict"] == "fine", found[check]
         assert "reach" in found["advertised"]["what"]
         assert status(addresses[0]) is not None, "it is none the worse for it"

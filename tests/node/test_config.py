@@ -149,13 +149,19 @@ def test_only_this_machine_may_ask_in_the_clear(listen: str) -> None:
     assert is_loopback(places.inspect_listen)
 
 
-def test_the_other_two_listeners_follow_the_first() -> None:
+def test_the_other_listeners_follow_the_first() -> None:
     places = load_settings(None, {"node.listen": "[::]:7400", "node.advertise": "fish:17"}).node
     assert places.join_listen == "[::]:7500"
     assert places.join_advertised == "fish:7500"
     assert places.inspect_listen == "127.0.0.1:7600"
-    off = load_settings(None, {"node.join": "off", "node.inspect": "off"}).node
-    assert (off.join_listen, off.join_advertised, off.inspect_listen) == ("", "", "")
+    assert places.metrics_listen == "127.0.0.1:7700"
+    off = load_settings(
+        None, dict.fromkeys(("node.join", "node.inspect", "node.metrics"), "off")
+    ).node
+    assert (off.join_listen, off.join_advertised) == ("", "")
+    assert (off.inspect_listen, off.metrics_listen) == ("", "")
+    wide = load_settings(None, {"node.metrics": "0.0.0.0:9000"}).node
+    assert wide.metrics_listen == "0.0.0.0:9000", "Prometheus is often on another machine"
     assert "no port" in complaint(None, node__listen="127.0.0.1:65500")
 
 

@@ -43,7 +43,11 @@ def test_four_nodes_commit_checkpoints_with_equal_roots(tmp_path: Path) -> None:
                 roots = list(node.rebuilt().values())
                 assert len(set(roots)) == len(roots), "each height is another model"
                 reply = node.node.status()
-                assert all(checkpoint.signatures >= 3 for checkpoint in reply.checkpoints)
+                for checkpoint in reply.checkpoints:
+                    signers = set(checkpoint.signers)
+                    assert len(signers) == checkpoint.signatures >= 3
+                    assert signers <= {each.id.hex() for each in nodes}
+                assert reply.gossip.applied_deltas >= checkpoint.deltas
                 assert reply.consensus.byzantine_tolerance == 1
                 assert not reply.rejected
 
