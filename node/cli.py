@@ -19,6 +19,7 @@ import typer
 
 import shoal
 from shoal.node import (
+    dashboard_command,
     demo_command,
     doctor_command,
     errors,
@@ -244,6 +245,7 @@ joining_commands.register(app)
 membership_commands.register(app)
 identity_commands.register(app)
 life_commands.register(app)
+dashboard_command.register(app)
 doctor_command.register(app)
 simulate_command.register(app)
 

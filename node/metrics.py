@@ -26,6 +26,20 @@ Kind = type[CounterMetricFamily] | type[GaugeMetricFamily]
 COUNTER: Kind = CounterMetricFamily
 GAUGE: Kind = GaugeMetricFamily
 
+
+def _held_out_loss(reply: StatusReply) -> float | None:
+    known = [each.held_out_loss for each in reply.checkpoints if each.held_out_loss]
+    return known[-1] if known else None
+
+
+def _height(reply: StatusReply) -> int:
+    return max((each.height for each in reply.checkpoints), default=0)
+
+
+def _links(reply: StatusReply) -> Mapping[str, float]:
+    return {"connected": 0, **Counter(peer.state for peer in reply.peers)}
+
+
 # Kind, name, help, and where it stands in the reply; None where it is not known.
 NUMBERS: tuple[tuple[Kind, str, str, Callable[[StatusReply], float | None]], ...] = (
     (GAUGE, "shoal_uptime_seconds", "Since the node started.", lambda r: r.uptime_seconds),
@@ -39,7 +53,7 @@ NUMBERS: tuple[tuple[Kind, str, str, Callable[[StatusReply], float | None]], ...
         GAUGE,
         "shoal_held_out_loss",
         "Of the newest evaluated checkpoint on this node's held-out text, nats per token.",
-        lambda r: _held_out_loss(r),
+        _held_out_loss,
     ),
     (COUNTER, "shoal_rounds_total", "Rounds published.", lambda r: r.training.round),
     (COUNTER, "shoal_steps_total", "Optimizer steps.", lambda r: r.training.steps),
@@ -50,7 +64,7 @@ NUMBERS: tuple[tuple[Kind, str, str, Callable[[StatusReply], float | None]], ...
         "Share of the time since the first round that was spent in steps.",
         lambda r: r.training.computing_share,
     ),
-    (GAUGE, "shoal_checkpoint_height", "Newest certified height.", lambda r: _height(r)),
+    (GAUGE, "shoal_checkpoint_height", "Newest certified height.", _height),
     (
         GAUGE,
         "shoal_checkpoint_age_seconds",
@@ -99,7 +113,7 @@ LABELLED: tuple[tuple[Kind, str, str, str, Callable[[StatusReply], Mapping[str, 
             **Counter(peer.liveness for peer in r.peers if peer.liveness),
         },
     ),
-    (GAUGE, "shoal_links", "Peers, by the state of the link.", "state", lambda r: _links(r)),
+    (GAUGE, "shoal_links", "Peers, by the state of the link.", "state", _links),
     (
         GAUGE,
         "shoal_queue_length",
@@ -145,19 +159,6 @@ def families(reply: StatusReply) -> Iterator[Metric]:
         for kind_of_frame, count in sorted(counts.items()):
             traffic.add_metric((direction, kind_of_frame), count)
     yield traffic
-
-
-def _held_out_loss(reply: StatusReply) -> float | None:
-    known = [each.held_out_loss for each in reply.checkpoints if each.held_out_loss]
-    return known[-1] if known else None
-
-
-def _height(reply: StatusReply) -> int:
-    return max((each.height for each in reply.checkpoints), default=0)
-
-
-def _links(reply: StatusReply) -> Mapping[str, float]:
-    return {"connected": 0, **Counter(peer.state for peer in reply.peers)}
 
 
 class _Scrape(Collector):
