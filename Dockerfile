@@ -33,6 +33,7 @@ COPY compression compression
 COPY gossip gossip
 COPY consensus consensus
 COPY training training
+COPY serving serving
 COPY node node
 RUN /opt/shoal/bin/pip wheel --no-deps --wheel-dir /wheel .
 

@@ -5,6 +5,7 @@ import ipaddress
 DEFAULT_LISTEN = "127.0.0.1:7400"
 DEFAULT_INSPECT = "127.0.0.1:7600"
 DEFAULT_DASHBOARD = "127.0.0.1:7800"
+DEFAULT_SERVE = "127.0.0.1:8000"
 # Where a node's other listeners are unless they are set: so many ports above the members'.
 JOIN_PORT_ABOVE = 100
 INSPECT_PORT_ABOVE = 200

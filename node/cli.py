@@ -28,11 +28,12 @@ from shoal.node import (
     life_commands,
     membership_commands,
     proof_commands,
+    serve_command,
     simulate_command,
 )
 from shoal.node.addresses import DEFAULT_INSPECT
 from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, Target, parse_overrides
-from shoal.node.config import CONFIG_NAME, load_settings
+from shoal.node.config import load_settings
 from shoal.node.errors import UserError
 
 # typer carries its own click from some version on, so its usage errors have no stable import path.
@@ -216,13 +217,11 @@ def generate(
     from shoal.node.checkpoint_dirs import newest_checkpoint
 
     checkpoint = newest_checkpoint(directory)
-    if base is None and (directory / CONFIG_NAME).exists():
-        named = load_settings(directory).train.base
-        base = Path(named) if named else None
-    from shoal.node.local_model import continue_text
+    from shoal.node.local_model import continue_text, own_base
 
+    named = own_base(directory, base)
     text = continue_text(
-        checkpoint, prompt, base=base, tokens=tokens, temperature=temperature, seed=seed
+        checkpoint, prompt, base=named, tokens=tokens, temperature=temperature, seed=seed
     )
     print(text)
 
@@ -248,6 +247,7 @@ life_commands.register(app)
 dashboard_command.register(app)
 doctor_command.register(app)
 simulate_command.register(app)
+serve_command.register(app)
 
 
 async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:

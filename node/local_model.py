@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from shoal.node.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_WEIGHTS
+from shoal.node.config import CONFIG_NAME, load_settings
 from shoal.node.errors import DamagedError, PeerError
 from shoal.node.genesis import parse_document
 from shoal.node.views import printable
@@ -35,6 +36,14 @@ def open_model(directory: Path, base: Path | None = None) -> tuple[FlatModel, To
         name, model = ADAPTER_WEIGHTS, FlatModel(adapted_model(config, lora, checked, seed=0))
     model.flat.copy_(read_weights(directory / name, model))
     return model, load_tokenizer(directory)
+
+
+def own_base(directory: Path, named: Path | None) -> Path | None:
+    """The base that is named, or else the one in the node's own settings, where there are any."""
+    if named is not None or not (directory / CONFIG_NAME).exists():
+        return named
+    setting = load_settings(directory).train.base
+    return Path(setting) if setting else None
 
 
 def continue_text(

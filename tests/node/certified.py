@@ -95,24 +95,28 @@ class CertifiedMesh:
         parameters: bytes = b"parameters",
         model: Mapping[str, object] = MODEL,
         lora: Lora | None = None,
+        anchor: Anchor | None = None,
+        tokenizer: Mapping[str, bytes] = TOKENIZER,
+        height: int = 5,
     ) -> None:
         """parameters: what the record of each epoch but the first says of the mesh's; lora: what
         the schema is of, if not of a whole model."""
         self.parameters = parameters
         self.sets = tuple(keys(labels) for labels in sets)
-        self.height = 5
+        self.height = height
         random = np.random.default_rng(7)
         values = random.integers(-(2**30), 2**30, SCHEMA.layout.total, dtype=np.int32)
-        self.anchor = Anchor(SCHEMA, torch.from_numpy(values))
+        self.anchor = anchor or Anchor(SCHEMA, torch.from_numpy(values))
+        self.tokenizer = tokenizer
         founders = tuple(Founder(key.id, "127.0.0.1:1", 1000, 1000) for key in self.sets[0])
         document = make_document(
             name=name,
-            schema=SCHEMA,
+            schema=self.anchor.schema,
             model_config=model,
             parameters=MeshParameters(staleness=0),
             founders=founders,
             anchor_root=bytes(32),
-            tokenizer_files=TOKENIZER,
+            tokenizer_files=tokenizer,
             lora=lora,
         )
         self.genesis: Genesis = parse_document(document)
@@ -226,7 +230,7 @@ class CertifiedMesh:
     @cached_property
     def settled(self) -> bytes:
         weights = tuple((key.id, 1 / len(self.sets[0])) for key in self.sets[0])
-        clip = (1.0,) * len(SCHEMA.tensors)
+        clip = (1.0,) * len(self.anchor.schema.tensors)
         kept = self.genesis.epoch_parameters().kept_per_chunk
         parameters = EpochParameters(self.height, 1.0, weights, clip, kept, 400)
         return SettledState(self.height, 0, (parameters,), (), ()).to_bytes()
@@ -268,7 +272,7 @@ class CertifiedMesh:
             genesis=self.genesis.document,
             deltas=[delta.to_bytes() for delta in self.deltas],
             model_config=self.genesis.model_config,
-            tokenizer=TOKENIZER,
+            tokenizer=self.tokenizer,
             facts={"height": self.height},
             adapter_config=self.genesis.adapter_config,
         )

@@ -1,0 +1,63 @@
+"""Which checkpoint is served: the newest one that proves itself, each judged once."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shoal.node import serve_command
+from shoal.node.errors import UserError
+from shoal.node.verify_formats import Refused
+from tests.node.served import certify, make_follower
+
+
+def test_each_newer_checkpoint_is_opened_once(tmp_path: Path) -> None:
+    follower = make_follower(tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        follower.look()
+    certify(tmp_path, 5)
+    found = follower.look()
+    assert found is not None and found.origin.height == 5
+    assert follower.look() is None
+    newer = certify(tmp_path, 6)
+    found = follower.look()
+    assert found is not None and found.origin.height == 6
+    # What was served stays better than what is older.
+    shutil.rmtree(newer)
+    assert follower.look() is None
+
+
+def test_what_does_not_prove_itself_is_refused_until_it_changes(tmp_path: Path) -> None:
+    weights = certify(tmp_path, 5) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    follower = make_follower(tmp_path)
+    with pytest.raises(Refused, match="weights"):
+        follower.look()
+    assert follower.look() is None
+    weights.write_bytes(whole)
+    assert follower.look() is not None
+
+
+def test_only_checkpoints_of_one_mesh_follow_each_other(tmp_path: Path) -> None:
+    follower = make_follower(tmp_path)
+    certify(tmp_path, 5)
+    assert follower.look() is not None
+    certify(tmp_path, 6, name="another mesh")
+    with pytest.raises(Refused, match="wrong-mesh"):
+        follower.look()
+    with pytest.raises(Refused, match="wrong-mesh"):
+        make_follower(tmp_path, bytes(32)).look()
+    node = tmp_path / "genesis"
+    node.mkdir()
+    shutil.copy(tmp_path / "checkpoints/5/genesis.json", node)
+    with pytest.raises(Refused, match="wrong-mesh"):
+        make_follower(tmp_path).look()
+
+
+def test_without_its_libraries_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_command, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"starlette and uvicorn: pip install 'shoal\[serve\]'"):
+        serve_command.serve(tmp_path)
