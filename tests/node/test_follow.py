@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from shoal.node import serve_command
 from shoal.node.errors import UserError
 from shoal.node.verify_formats import Refused
 from tests.node.served import certify, make_follower
@@ -53,11 +52,3 @@ def test_only_checkpoints_of_one_mesh_follow_each_other(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "checkpoints/5/genesis.json", node)
     with pytest.raises(Refused, match="wrong-mesh"):
         make_follower(tmp_path).look()
-
-
-def test_without_its_libraries_the_command_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve_command, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"starlette and uvicorn: pip install 'shoal\[serve\]'"):
-        serve_command.serve(tmp_path)

@@ -116,6 +116,7 @@ def test_the_signers_of_a_checkpoint_are_named() -> None:
 
 def test_what_a_peer_sends_is_short_printable_and_a_number_where_one_is_due() -> None:
     evil = answering(0, name="\x1b[2J<script>\u202e\n" * 1000)
+    evil.reply.peers[0].liveness = "dead"
     evil.reply.peers[0].why = "<img src=x onerror=alert(1)>" * 100
     evil.reply.training.loss = float("nan")
     evil.reply.checkpoints[0].held_out_loss = float("inf")
