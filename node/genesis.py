@@ -64,9 +64,9 @@ class MeshParameters:
     clip_factor: float = 2.0
     # Cuts that a delta may miss before it expires.
     staleness: int = 2
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     # Muon trains hidden matrices at so many times that rate; 0: AdamW does, like all the rest.
-    muon_scale: float = 0.0
+    muon_scale: float = 4.0
     # The learning rate rises over the first, falls until the second (tokens of the whole mesh).
     warmup_tokens: int = 100_000
     schedule_tokens: int = 100_000_000

@@ -77,6 +77,9 @@ def make_mesh(
     lora = chosen_adapters(chosen, str(preset), base)
     source = absolute_source(data)
     parameters = mesh_parameters(chosen, str(preset))
+    if base is not None and "muon_scale" not in chosen.mesh:
+        # What AdamW has trained is best trained on by AdamW (Liu et al. 2025, 3.5).
+        parameters = dataclasses.replace(parameters, muon_scale=0.0)
     if budget is not None:
         start = partial(Start.of, config, base, lora)
         train = planned_settings(preset, flags).train

@@ -16,7 +16,7 @@ _FIELDS: tuple[tuple[str, float, float, float], ...] = (
     ("beta", 0.95, 0.001, 1.0),
     ("start_share", 0.3, 0.0, 1.0),
     ("clip_factor", 2.0, 0.1, 1e6),
-    ("learning_rate", 1.5e-3, 1e-9, 10.0),
+    ("learning_rate", 1e-3, 1e-9, 10.0),
     ("warmup_tokens", 100_000, 0, 2**62),
     ("schedule_tokens", 100_000_000, 1, 2**62),
 )
