@@ -63,10 +63,20 @@ def bind(listen: str) -> socket.socket:
     """A listening socket; raises UserError where the address cannot be had."""
     host, port = split_address(listen)
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        # Its connections name their protocol, as those of socket.create_server do not: else asyncio
+        # leaves Nagle's algorithm on, and first tokens wait 40 ms for an acknowledgement.
+        listener = socket.socket(*found[0][:3])
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(found[0][4])
+            listener.listen(CONNECTIONS_MAX)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise UserError(f"cannot listen on {listen}: {error.strerror}; set --listen") from None
+    return listener
 
 
 async def serve(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,9 @@ from typing import Any
 import openai
 import pytest
 
+from shoal.node.errors import UserError
 from shoal.node.local_model import continue_text
+from shoal.node.serve import bind
 from shoal.node.views import printable
 from shoal.training.tokenizer import ByteTokenizer
 from tests.node.served import certify, loopback
@@ -278,6 +281,16 @@ def test_a_newer_checkpoint_is_served_and_what_began_with_the_older_one_ends_wit
             assert {extra(each)["height"] for each in rest} == {5}
 
     asyncio.run(story())
+
+
+def test_a_token_does_not_wait_for_the_next() -> None:
+    with bind("127.0.0.1:0") as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            # By this asyncio decides whether to switch Nagle's algorithm off.
+            assert accepted.proto == socket.IPPROTO_TCP
+        with pytest.raises(UserError, match=r"Address already in use; set --listen"):
+            bind("{}:{}".format(*listener.getsockname()))
 
 
 def test_the_command_serves_until_it_is_told_to_end(directory: Path) -> None:
