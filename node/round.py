@@ -84,7 +84,8 @@ class RoundLoop:
         self._max_rounds = train.max_rounds
         self._snapshots = Snapshots(directory, train.snapshot_rounds)
         self._publish = publish
-        self._ordered = 0
+        # A round's number says which text it reads: a node that comes back reads on.
+        self._ordered = sequence
         self._in_flight = 0
         self.facts = RoundFacts(sequence=sequence)
         self.residual = Residual(torch.zeros(model.schema.layout.total), mesh().beta)

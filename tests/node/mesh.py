@@ -100,6 +100,7 @@ class MadeUpTraining:
         # A slow machine takes longer for each step; None: a round always takes as long.
         self.step_seconds: float | None = None
         self.steps: list[int] = []
+        self.numbers: list[int] = []
 
     async def shard_tokens(self) -> int:
         return 1000
@@ -118,6 +119,7 @@ class MadeUpTraining:
     ) -> None:
         del tokens_done, step_tokens
         self.schedule = schedule
+        self.numbers.append(number)
         slot = self.delta_slot(number)
         slot.copy_(torch.randn(slot.shape, generator=self._random) * 1e-3)
         loop = asyncio.get_running_loop()

@@ -75,6 +75,23 @@ def test_the_mesh_goes_on_without_one_and_takes_it_back(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_node_that_comes_back_reads_on_where_it_stopped(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path, nodes=1), rounds=0) as nodes:
+            first = nodes.pop()
+            await until(lambda: first.node.status().training.round >= 3, [first])
+            await first.stop()
+            assert first.training.numbers[0] == 1
+            again = RunningNode(first.directory, first.settings)
+            await again.start()
+            nodes.append(again)
+            await until(lambda: bool(again.training.numbers), nodes)
+            # What was ordered last was never said, so that text is read again.
+            assert 3 <= again.training.numbers[0] <= first.training.numbers[-1]
+
+    asyncio.run(story())
+
+
 def test_a_fifth_joins_by_address_and_its_deltas_count(tmp_path: Path) -> None:
     async def story() -> None:
         async with running(found_mesh(tmp_path / "mesh"), rounds=0) as nodes:
