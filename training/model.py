@@ -102,6 +102,11 @@ def load_model(config: Mapping[str, Any], directory: Path) -> torch.nn.Module:
         raise TrainingError(
             f"{directory}: its safetensors files hold fewer than the model's {size} parameters"
         )
+    from transformers.utils import logging
+
+    transformers_log: Any = logging
+    # A bar in a log is a line of rubbish.
+    transformers_log.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):
             module, loading = _factory(masked).from_pretrained(
@@ -160,7 +165,6 @@ def _parse_config(config: Mapping[str, Any], masked: bool) -> Any:
     # Weights come from the mesh alone: this keeps transformers from ever asking a network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
 
