@@ -1,7 +1,8 @@
-"""Documents from files: plain text, JSON lines and Parquet.
+"""Documents from files: plain text, JSON lines, Parquet, and what `datasets` has saved to a disk.
 
 A document is a string. A text file becomes pieces of about 16 KiB, cut between lines, so that one
-long file has something to hold out too; a line of JSONL and a row of Parquet are a document each.
+long file has something to hold out too; a line of JSONL, a row of Parquet and one of a dataset are
+a document each.
 Every problem with a file is a TrainingError that names the file and says what to do.
 """
 
@@ -10,11 +11,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from shoal.training.errors import TrainingError
 
 PIECE_CHARACTERS = 16 * 1024
 TEXT_FIELD = "text"
+TRAIN_SPLIT = "train"
+# What makes a directory one that `save_to_disk` wrote: of a dataset, or of several splits.
+DATASET_FILES = ("dataset_info.json", "state.json")
+SPLITS_FILE = "dataset_dict.json"
 # What is read in a directory as plain text; a file that is named itself may end in anything.
 TEXT_SUFFIXES = re.compile(
     r"\.(txt|text|md|rst|tex|org|adoc|html?|xml|csv|tsv|log|json|ya?ml|toml|ini|pyi?|c|h|cc|cpp|hpp"
@@ -25,6 +31,7 @@ TEXT_SUFFIXES = re.compile(
 def file_documents(path: Path) -> Iterator[str]:
     """Yield the documents of a file, or of every file in a directory that can hold text.
 
+    A directory that `datasets` wrote is one dataset; of its splits, the one to train on is read.
     Raises TrainingError where something cannot be read or is not what its name says.
     """
     try:
@@ -33,6 +40,9 @@ def file_documents(path: Path) -> Iterator[str]:
             raise TrainingError(f"{path}: does not exist; data is builtin:I/N, a file or directory")
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror}") from None
+    if is_directory and _is_dataset(path):
+        yield from _dataset_documents(path)
+        return
     files = _files_below(path) if is_directory else [path]
     for file in files:
         try:
@@ -129,3 +139,36 @@ def _parquet_documents(path: Path) -> Iterator[str]:
                         yield text
     except ArrowException as error:
         raise TrainingError(f"{path}: not a readable Parquet file: {error}") from None
+
+
+def _is_dataset(directory: Path) -> bool:
+    whole = all((directory / name).is_file() for name in DATASET_FILES)
+    return whole or (directory / SPLITS_FILE).is_file()
+
+
+def _dataset_documents(directory: Path) -> Iterator[str]:
+    try:
+        from datasets import DatasetDict, load_from_disk
+    except ImportError:
+        raise TrainingError(
+            f"{directory}: reading what datasets saved needs it; pip install 'shoal[datasets]'"
+        ) from None
+    try:
+        found: Any = load_from_disk(str(directory))
+    except Exception as error:  # The library raises nothing narrower.
+        why = " ".join(str(error).split())[:300]
+        raise TrainingError(f"{directory}: not a readable dataset: {why}") from None
+    if isinstance(found, DatasetDict):
+        if TRAIN_SPLIT not in found:
+            raise TrainingError(
+                f'{directory}: no split "{TRAIN_SPLIT}"; name one of {", ".join(list(found)[:8])}'
+            )
+        found = found[TRAIN_SPLIT]
+    if TEXT_FIELD not in found.column_names:
+        raise TrainingError(
+            f'{directory}: no column "{TEXT_FIELD}"; it has {", ".join(found.column_names[:8])}'
+        )
+    for batch in found.select_columns([TEXT_FIELD]).iter(batch_size=1000):
+        for text in batch[TEXT_FIELD]:
+            if isinstance(text, str):
+                yield text

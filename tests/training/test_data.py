@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shoal.training import builtin_text
 from shoal.training.builtin_text import builtin_documents, subject_of
 from shoal.training.data import Corpus, load, split_held_out, union_held_out
+from shoal.training.documents import file_documents
 from shoal.training.errors import TrainingError
 from shoal.training.tokenizer import SEPARATOR, ByteTokenizer, Tokens
 
@@ -217,3 +218,33 @@ def test_parquet_without_pyarrow_says_what_to_install(
     (tmp_path / "data.parquet").write_bytes(json.dumps({}).encode())
     with pytest.raises(TrainingError, match=r"needs pyarrow; pip install 'shoal\[parquet\]'"):
         load(str(tmp_path / "data.parquet"), BYTES)
+
+
+def test_what_datasets_saved_is_read_where_it_is_installed(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+    rows = datasets.Dataset.from_dict({"text": ["one", None, "two"], "label": [1, 2, 3]})
+    rows.save_to_disk(tmp_path / "rows")
+    assert list(file_documents(tmp_path / "rows")) == ["one", "two"]
+    splits = datasets.DatasetDict({"train": rows, "test": rows.select([0])})
+    splits.save_to_disk(tmp_path / "splits")
+    assert list(file_documents(tmp_path / "splits")) == ["one", "two"]
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "no-train")
+    with pytest.raises(TrainingError, match='no-train: no split "train"; name one of test'):
+        list(file_documents(tmp_path / "no-train"))
+    rows.rename_column("text", "body").save_to_disk(tmp_path / "body")
+    with pytest.raises(TrainingError, match='no column "text"; it has body, label'):
+        list(file_documents(tmp_path / "body"))
+    (arrow,) = (tmp_path / "rows").glob("*.arrow")
+    arrow.unlink()
+    arrow.write_bytes(b"not this")
+    with pytest.raises(TrainingError, match="rows: not a readable dataset"):
+        list(file_documents(tmp_path / "rows"))
+
+
+def test_a_dataset_without_datasets_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"needs it; pip install 'shoal\[datasets\]'"):
+        list(file_documents(tmp_path))
