@@ -118,7 +118,7 @@ def test_what_a_peer_calls_itself_is_shown_and_never_run(browser: Browser) -> No
     reply.sent_bytes[EVIL] = 5
     reply.checkpoints[-1].root = EVIL
     reply.checkpoints[-1].signers.append(EVIL)
-    with fake_node(reply) as address, dashboard(address) as server:
+    with fake_node(reply, lasting=True) as address, dashboard(address) as server:
         watched = Watched(browser, server.address)
         page = watched.page
         expect(page.locator("#members tbody th").filter(has_text=EVIL)).to_have_count(1)
@@ -141,7 +141,7 @@ def test_the_page_can_be_used_with_a_keyboard_and_on_a_phone(browser: Browser) -
     phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
     reply = example_reply()
     reply.peers[0].liveness, reply.peers[1].liveness = "alive", "dead"
-    with fake_node(reply) as address, dashboard(address) as server:
+    with fake_node(reply, lasting=True) as address, dashboard(address) as server:
         watched = Watched(browser, server.address, **phone)
         page = watched.page
         expect(page.locator("#graph .member")).to_have_count(3)

@@ -1,6 +1,7 @@
 """A node that only answers Inspect and health, for tests of what a person sees."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -121,8 +122,9 @@ def example_explanation() -> inspect_pb2.ExplainReply:
 class FakeInspect(inspect_pb2_grpc.InspectServicer):
     """Answers with what it was given; a watch ends after two answers, as a node that stops."""
 
-    def __init__(self, reply: inspect_pb2.StatusReply) -> None:
+    def __init__(self, reply: inspect_pb2.StatusReply, lasting: bool) -> None:
         self.reply = reply
+        self.lasting = lasting
 
     def Status(self, request: Any, context: Any) -> inspect_pb2.StatusReply:
         return self.reply
@@ -136,6 +138,9 @@ class FakeInspect(inspect_pb2_grpc.InspectServicer):
             reply.CopyFrom(self.reply)
             reply.uptime_seconds = uptime_seconds
             yield reply
+        while self.lasting and context.is_active():
+            time.sleep(0.2)
+            yield reply
 
 
 @contextmanager
@@ -143,15 +148,18 @@ def fake_node(
     reply: inspect_pb2.StatusReply | None = None,
     *,
     serving: bool = True,
+    lasting: bool = False,
     address: str = "127.0.0.1:0",
 ) -> Iterator[str]:
     """Serve, on a free loopback port unless told; gives the address.
+
+    lasting: who watches is told for as long as they like, not twice.
 
     Without a reply it is a gRPC server that knows nothing of Shoal.
     """
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     if reply is not None:
-        inspect_pb2_grpc.add_InspectServicer_to_server(FakeInspect(reply), server)
+        inspect_pb2_grpc.add_InspectServicer_to_server(FakeInspect(reply, lasting), server)
         checks = health.HealthServicer()  # type: ignore[no-untyped-call]
         status = health_pb2.HealthCheckResponse
         checks.set("", status.SERVING if serving else status.NOT_SERVING)  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ def dashboard(target: str) -> Iterator[Page]:
 def test_the_page_tells_what_the_node_tells_and_ends_in_order() -> None:
     reply = example_reply()
     reply.peers[1].liveness, reply.peers[1].why = "dead", "its link ended"
-    with fake_node(reply) as address, dashboard(address) as page:
+    with fake_node(reply, lasting=True) as address, dashboard(address) as page:
         found = page.first(lambda each: "members" in each["mesh"])
         assert {m["name"]: m["shown"] for m in found["mesh"]["members"]} == {
             "node0": "alive",
