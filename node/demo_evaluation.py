@@ -95,6 +95,7 @@ def _common_settings(genesis: "Genesis", checkpoint: Path, sources: list[str]) -
         "model": genesis.model_config,
         "tokenizer": str(checkpoint),
         "learning_rate": genesis.parameters.learning_rate,
+        "muon_scale": genesis.parameters.muon_scale,
         "warmup_tokens": genesis.parameters.warmup_tokens,
         "schedule_tokens": genesis.parameters.schedule_tokens,
         "local_steps": genesis.parameters.local_steps,
