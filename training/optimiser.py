@@ -23,6 +23,7 @@ class Optimiser:
         """muon_scale: how many times AdamW's learning rate Muon's is; 0 is AdamW for everything."""
         self._muon_scale = muon_scale
         self.muon: torch.optim.Muon | None = None
+        self.adamw: torch.optim.Optimizer | None = None
         matrices = hidden_matrices(model.module) if muon_scale else []
         # One parameter for AdamW where it has all, so that its step is one fused pass.
         rest = [torch.nn.Parameter(model.flat)]
@@ -37,12 +38,15 @@ class Optimiser:
             )
             taken = {id(matrix) for matrix in matrices}
             rest = [each for each in model.trained() if id(each) not in taken]
-        self.adamw = torch.optim.AdamW(rest, betas=BETAS, weight_decay=weight_decay, fused=True)
+        # Adapters are matrices between the ends, all of them.
+        if rest:
+            self.adamw = torch.optim.AdamW(rest, betas=BETAS, weight_decay=weight_decay, fused=True)
 
     def step(self, learning_rate: float) -> None:
         """Move the parameters by their gradients."""
-        self.adamw.param_groups[0]["lr"] = learning_rate
-        self.adamw.step()
+        if self.adamw is not None:
+            self.adamw.param_groups[0]["lr"] = learning_rate
+            self.adamw.step()
         if self.muon is not None:
             self.muon.param_groups[0]["lr"] = learning_rate * self._muon_scale
             self.muon.step()  # type: ignore[no-untyped-call]

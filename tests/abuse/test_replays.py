@@ -44,10 +44,10 @@ def standing(node: RunningNode) -> Standing:
 
 
 def _at_rest(nodes: list[RunningNode]) -> bool:
-    """All have the same deltas and the same last words about them."""
+    """All have the same deltas, and a cut has taken them: what is pending gets one of its own."""
     now = [standing(node)._replace(links=()) for node in nodes]
     done = all(node.node.status().training.round >= ROUNDS for node in nodes)
-    return done and len(set(now)) == 1 and now[0].height >= 2
+    return done and len(set(now)) == 1 and now[0].pending == 0 and now[0].height >= 2
 
 
 async def _everything_held(nodes: list[RunningNode]) -> list[Delta]:

@@ -58,7 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def certified_by_four(tmp_path: Path, **mesh: Any) -> list[Process]:
     """Found a mesh and run it until all have a second checkpoint, the same one; then stop it."""
-    quick: dict[str, Any] = {"local_steps": 100, "rounds_per_checkpoint": 2, "learning_rate": 2e-3}
+    quick: dict[str, Any] = {"local_steps": 100, "rounds_per_checkpoint": 2, "learning_rate": 3e-3}
     directories = found_mesh(tmp_path / "mesh", warmup_tokens=0, **quick, **mesh)
     addresses = [load_settings(directory).node.inspect_listen for directory in directories]
     processes = [run_node(directory) for directory in directories]

@@ -14,7 +14,7 @@ from shoal.node.demo_evaluation import evaluate, evaluation_progress
 from shoal.node.errors import UserError
 
 PARAMETERS = SimpleNamespace(
-    local_steps=8, learning_rate=0.002, warmup_tokens=100, schedule_tokens=1000
+    local_steps=8, learning_rate=0.002, muon_scale=4.0, warmup_tokens=100, schedule_tokens=1000
 )
 
 
@@ -54,6 +54,7 @@ def test_each_shard_alone_gets_its_nodes_text_seed_steps_and_learning_rates(
         assert alone["steps"] == 24
         assert alone["tokens_per_step"] == 4 * 4 * 128, "the mesh's schedule"
         assert alone["weights"] == runs["start"]["weights"]
+        assert alone["muon_scale"] == 4.0, "the mesh's optimiser"
     assert "steps" not in runs["mesh"]
     assert runs["mesh"]["weights"] == str(tmp_path / "model.safetensors")
     sources = [f"builtin:{index}/4" for index in range(4)]
