@@ -209,12 +209,15 @@ def _send_proofs(core: Core, peer: bytes, sequences: range) -> None:
 def _send_view_help(core: Core, peer: bytes, status: Status) -> None:
     """The NEW-VIEW that the peer has missed, or our VIEW-CHANGEs that it waits for."""
     behind = status.view < core.view
-    if core.active and core.new_view is not None:
-        if behind or (status.view == core.view and not status.active):
-            core.send(peer, core.new_view)
+    # Also when we have left that view: those who wait for it would wait for ever for the vote of
+    # whoever died in it, and we have none to give for a view that we were in.
+    last = core.new_view
+    if last is not None and (status.view, status.active) < (last.view, True):
+        core.send(peer, last)
+    if core.active:
         return
     assert core.safety is not None
-    if not core.active and behind:
+    if behind:
         core.send(peer, core.own_view_changes[core.view])
     # It may be stuck in a view that we have left already, for want of our vote to leave the one
     # before it: two in v and one in v + 1 wait for each other for ever at n = 4.

@@ -127,8 +127,12 @@ def _restore_view(core: Core, rows: Mapping[str, bytes]) -> None:
             core.view_changes[change.signer] = {view: change}
     if "new-view" in rows:
         message = decode(rows["new-view"])
-        assert isinstance(message, NewView) and message.view == core.view and core.active
-        load_plan(core, message)
+        assert isinstance(message, NewView)
+        if core.active:
+            assert message.view == core.view
+            load_plan(core, message)
+        else:
+            core.new_view = message
 
 
 def _restore_slots(core: Core, rows: Mapping[str, bytes]) -> None:

@@ -118,7 +118,7 @@ class Core:
     ready_votes: dict[int, Vote] = field(default_factory=dict)
     ready: Certificate | None = None
 
-    # View change: ours by view, theirs by signer and view, the NEW-VIEW that we live under.
+    # View change: ours by view, theirs by signer and view, the NEW-VIEW of the last that started.
     own_view_changes: dict[int, ViewChange] = field(default_factory=dict)
     view_changes: dict[int, dict[int, ViewChange]] = field(default_factory=dict)
     new_view: NewView | None = None

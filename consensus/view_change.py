@@ -27,7 +27,7 @@ from shoal.consensus.normal_case import adopt_plan
 from shoal.consensus.pacemaker import view_timeout_ms
 from shoal.consensus.records import NULL_DIGEST
 from shoal.consensus.state import Core
-from shoal.consensus.view_start import forget_own, leave_view, persist_view
+from shoal.consensus.view_start import follow_to, forget_own, leave_view, persist_view
 from shoal.consensus.votes import Vote, VoteKind
 
 
@@ -89,7 +89,7 @@ def join_others(core: Core) -> None:
         higher = [max(theirs) for theirs in core.view_changes.values() if max(theirs) > core.view]
         if len(higher) < core.validators.weak:
             return
-        leave_view(core, min(higher))
+        follow_to(core, min(higher))
 
 
 def held_view_changes(core: Core) -> dict[int, ViewChange]:

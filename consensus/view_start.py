@@ -30,9 +30,6 @@ def leave_view(core: Core, view: int) -> None:
     core.outbox.cancel_timer("progress")
     core.outbox.cancel_timer("new-view")
     core.plan, core.plan_end = {}, 0
-    if core.new_view is not None:
-        core.new_view = None
-        core.persist("new-view", None)
     persist_view(core)
     if core.safety is None:
         return
@@ -43,6 +40,18 @@ def leave_view(core: Core, view: int) -> None:
         forget_own(core, min(core.own_view_changes))
     core.view_changes.setdefault(core.safety.me, {})[view] = change
     core.broadcast(change)
+
+
+def follow_to(core: Core, view: int) -> None:
+    """Move to `view` by way of those between, and say the VIEW-CHANGE for each.
+
+    Somebody may wait in one of them for a quorum that we are needed for, and those who drew us on
+    may be gone: two in v and one that went from v - 1 to v + 1 would wait for each other for ever.
+    """
+    backoff = core.backoff
+    for between in range(max(core.view + 1, view - MAX_OWN_VIEW_CHANGES + 1), view + 1):
+        core.backoff = backoff
+        leave_view(core, between)
 
 
 def give_up_on(core: Core, failed: int) -> None:
