@@ -113,6 +113,31 @@ def test_trap_bug_16_older_view_changes_are_sent_again_to_those_who_need_them() 
     assert mesh.executed()[1:] == [1, 1, 1]
 
 
+def test_trap_a_view_that_one_was_in_and_left_is_told_to_those_who_wait_for_it() -> None:
+    """Two wait in view 1; the third started it, unheard, and is in view 2; the fourth is dead."""
+    mesh = Mesh(4)
+    pending_everywhere(mesh, mesh.join())
+    mesh.crash(0)
+    for index in (1, 2, 3):
+        mesh.fire(index, "progress")
+    mesh.deliver(lambda x: x.source == 1)
+    assert (mesh.core(1).view, mesh.core(1).active) == (1, True)
+    mesh.fire(1, "progress")
+    mesh.deliver(lambda x: x.source == 1)
+    mesh.restart(1)
+    assert [mesh.core(i).view for i in (1, 2, 3)] == [2, 1, 1]
+    assert not mesh.core(2).active and not mesh.core(3).active
+    mesh.gossip(2)
+    for _ in range(2):
+        for index in (1, 2, 3):
+            for name in ("progress", "new-view"):
+                if name in mesh.core(index).outbox.timers:
+                    mesh.fire(index, name)
+        mesh.deliver()
+        mesh.gossip(2)
+    assert mesh.executed()[1:] == [1, 1, 1]
+
+
 def test_trap_the_timeout_doubles_with_each_view_and_shrinks_by_one_step() -> None:
     mesh = Mesh(4)
     core = mesh.core(2)
@@ -152,6 +177,9 @@ def test_trap_f_plus_one_view_changes_are_joined_at_once_at_the_smallest_view() 
     assert mesh.core(4).view == 0, "f of them may all be liars"
     mesh.give(4, empty_change(mesh, 3, 7))
     assert mesh.core(4).view == 5
+    said = mesh.core(4).own_view_changes
+    assert sorted(said) == [1, 2, 3, 4, 5], "somebody may wait between, and need ours"
+    assert mesh.core(4).backoff == 1, "it was one loss of patience"
 
 
 def test_trap_a_lost_message_of_any_kind_is_sent_again() -> None:
