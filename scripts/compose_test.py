@@ -106,7 +106,7 @@ class Mesh:
         """Ask a node over its members' port, from another container, by what makes one a member."""
         node_id = json.loads(self.inside(name, "shoal", "status", "--json"))["node_id"]
         target = f"{node_id}@{name}:7400"
-        reply = self.inside(FIFTH, "shoal", "status", target, "--member", "/data", "--json")
+        reply = self.inside(FIFTH, "shoal", "status", target, "--as", "/data", "--json")
         seen: dict[str, Any] = json.loads(reply)
         return seen
 
