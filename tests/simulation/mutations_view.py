@@ -102,6 +102,16 @@ def older_changes_not_resent(patch: Patch) -> None:
     original = patch.set(catch_up, "_send_view_help", send_view_help)
 
 
+def left_view_not_told(patch: Patch) -> None:
+    def send_view_help(core: Any, peer: bytes, status: Any) -> None:
+        kept = core.new_view
+        core.new_view = kept if core.active else None
+        original(core, peer, status)
+        core.new_view = kept
+
+    original = patch.set(catch_up, "_send_view_help", send_view_help)
+
+
 def certificates_in_view_changes(kind: VoteKind) -> Callable[[Patch], None]:
     def apply(patch: Patch) -> None:
         def check_certificate(certificate: Any, verifier: Any) -> None:
@@ -175,6 +185,11 @@ MUTANTS: tuple[Mutant, ...] = (
         name="older VIEW-CHANGEs not resent",
         apply=older_changes_not_resent,
         aim=(("validators", 4), ("kind_loss", ((16, 0.9),)), ("loss", 0.1)),
+    ),
+    Mutant(
+        name="NEW-VIEW of a view that was left not told",
+        apply=left_view_not_told,
+        aim=HALF_PREPARED,
     ),
     Mutant(
         name="prepared certificates unverified",
