@@ -61,10 +61,8 @@ def give_up_on(core: Core, failed: int) -> None:
     at once as well, instead of after a second timeout; the VIEW-CHANGE for it is said all the same,
     since others may hold another one responsible, and wait there for a quorum.
     """
-    leave_view(core, core.view + 1)
-    if core.validators.leader(core.view) == failed:
-        core.backoff -= 1
-        leave_view(core, core.view + 1)
+    coming = core.view + 1
+    follow_to(core, coming + 1 if core.validators.leader(coming) == failed else coming)
 
 
 def build_view_change(core: Core, view: int) -> ViewChange:

@@ -14,7 +14,7 @@ from shoal.node.clock import now_ms
 from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names
 from shoal.node.errors import UserError
 from shoal.node.founding import Start, create_mesh, node_sources
-from shoal.node.genesis import MeshParameters, load_genesis
+from shoal.node.genesis import MeshParameters, load_genesis, parse_document
 from shoal.node.identity import Identity
 from shoal.node.invitations import (
     keep_invitation,
@@ -103,7 +103,7 @@ def make_mesh(
     for node in made:
         apply_preset(chosen, node, flags)
     ids = [Identity.load(node / "identity.key").node_id.hex() for node in made]
-    genesis, _, _ = load_genesis(made[0] / "genesis")
+    genesis = parse_document((made[0] / "genesis" / "genesis.json").read_bytes())
     says = meaning(parameters, nodes, genesis.schema.layout.total)
     return MadeMesh(mesh_id.hex(), made, ids, says)
 

@@ -90,7 +90,9 @@ class LocalTrainer:
         windows = self._corpus.batch(
             seed=self._seed, round=round, step=step, batch=self._batch, sequence=self._sequence
         )
-        masks = np.random.default_rng((self._seed, round, step, MASK_STREAM))
+        masks = None
+        if self._model.mask_token is not None:
+            masks = np.random.default_rng((self._seed, round, step, MASK_STREAM))
         loss = self._model.loss(windows, masks)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([self._parameter], GRADIENT_NORM_MAX)
