@@ -7,8 +7,9 @@ then level; 8 sequences of 128 tokens a step; gradients clipped at a norm of 1.
 
 A `Worker` is the part of every rival that learns: it draws the same text, by Shoal's own functions
 (training/), as a Shoal node with the same seed does at the default local steps, and takes the same
-steps. What a system adds is what it sends. Each keeps its weights at the marks as files, and all
-files are measured here, after the run.
+steps; a `Recipe` gives it Shoal's optimiser and a falling learning rate besides. What a system adds
+is what it sends. Each keeps its weights at the marks as files, and all files are measured here,
+after the run.
 
     python -m benchmarks.common_work evaluate DIRECTORY FILE...     # one JSON line
 """
@@ -19,8 +20,9 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -116,10 +118,32 @@ def first_model(seed: int) -> FlatModel:
     return FlatModel(build_model(MODEL, first_seed(seed)))
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What may differ from the common work's steps, by the names of Shoal's mesh parameters."""
+
+    # How many times AdamW's learning rate Muon's is, for the hidden matrices; 0: AdamW for all.
+    muon_scale: float = 0.0
+    # Tokens of all workers after which half a cosine has brought the rate down to a tenth.
+    schedule_tokens: int = SCHEDULE_TOKENS
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From "muon_scale=4,schedule_tokens=1638400"; "" is the common work as it is.
+
+        Raises TypeError for a name that is no field, ValueError for what is no number.
+        """
+        given = dict(item.split("=", 1) for item in text.split(",") if item)
+        kinds = {"muon_scale": float, "schedule_tokens": int}
+        return cls(**{name: kinds.get(name, str)(value) for name, value in given.items()})
+
+
 class Worker:
     """Model, shard and optimiser of one worker; the same in every system."""
 
-    def __init__(self, directory: Path, *, index: int, seed: int, out: Path) -> None:
+    def __init__(
+        self, directory: Path, *, index: int, seed: int, out: Path, recipe: Recipe | None = None
+    ) -> None:
         """directory: what `prepare` wrote. out: where the weights at the marks go."""
         torch.set_num_threads(1)
         self.model = first_model(seed)
@@ -130,6 +154,7 @@ class Worker:
         self._seed = first_seed(seed) + index
         self._out = out / f"worker{index}"
         self._begun_at = 0
+        self._recipe = recipe or Recipe()
         self.trainer = self._new_trainer(WARMUP_STEPS)
 
     def forget_moments(self) -> None:
@@ -141,7 +166,7 @@ class Worker:
         schedule = Schedule(
             learning_rate=LEARNING_RATE,
             warmup_tokens=warmup_steps * STEP_TOKENS,
-            schedule_tokens=SCHEDULE_TOKENS,
+            schedule_tokens=self._recipe.schedule_tokens // WORKERS,
         )
         return LocalTrainer(
             self.model,
@@ -150,6 +175,7 @@ class Worker:
             batch=BATCH,
             sequence=SEQUENCE,
             weight_decay=WEIGHT_DECAY,
+            muon_scale=self._recipe.muon_scale,
             seed=self._seed,
         )
 

@@ -56,6 +56,7 @@ def run(
             running = start(job, star)
             sent = _watch(running, star, began)
             total = [star.sent_bytes(index) for index in range(MEMBERS)]
+            frames = [star.sent_frames(index) for index in range(SERVER)]
             facts = running.finish()
         return {
             "benchmark": "loss_per_byte",
@@ -66,6 +67,7 @@ def run(
             "machine": _machine(),
             "points": [_point(job.work, running, mark, sent[mark]) for mark in running.weights],
             "sent_bytes": total[:SERVER],
+            "sent_frames": frames,
             "server_sent_bytes": total[SERVER],
             **facts,
         }

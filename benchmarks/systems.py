@@ -1,9 +1,9 @@
 """How each system of the comparison is started, and where its weights at the marks then lie.
 
 A system is named as on the command line: "ddp", "fedavg-50" and "diloco-50" (plain torch with that
-many local steps), "flower-50", "hivemind-50", "alone" (four workers that never talk), and "shoal"
-with mesh parameters that differ from the defaults behind a colon:
-"shoal:local_steps=10,budget=0.1".
+many local steps), "flower-50", "hivemind-50", "alone" (four workers that never talk), and "shoal".
+Behind a colon stand mesh parameters that differ from the defaults: "shoal:local_steps=10".
+Of these plain torch understands the optimiser's: "ddp:muon_scale=4,schedule_tokens=1638400".
 """
 
 import dataclasses
@@ -89,14 +89,17 @@ class Running:
 
 def start(job: Job, star: Star) -> Running:
     """Start a system's processes in the members of `star`."""
-    name, _, variant = job.system.partition(":" if job.system.startswith("shoal") else "-")
-    if name == "shoal":
+    system, _, variant = job.system.partition(":")
+    if system == "shoal":
         return _start_shoal(job, star, variant)
-    if name == "alone":
-        return _start_loops(job, star, "fedavg", job.steps + 1)
-    local_steps = int(variant or 1)
+    if system == "alone":
+        return _start_loops(job, star, "fedavg", job.steps + 1, variant)
+    name, _, number = system.partition("-")
+    local_steps = int(number or 1)
     if name in ("ddp", "fedavg", "diloco"):
-        return _start_loops(job, star, name, local_steps)
+        return _start_loops(job, star, name, local_steps, variant)
+    if variant:
+        raise SystemFailed(f"{name} is run as it comes, without {variant}")
     if name == "flower":
         return _start_flower(job, star, local_steps)
     if name == "hivemind":
@@ -145,11 +148,11 @@ def _until_all_end(job: Job, processes: "list[subprocess.Popen[bytes]]") -> Runn
     )
 
 
-def _start_loops(job: Job, star: Star, method: str, local_steps: int) -> Running:
+def _start_loops(job: Job, star: Star, method: str, local_steps: int, recipe: str) -> Running:
     processes = []
     for index in range(WORKERS):
         command = [sys.executable, "-m", "benchmarks.rivals.torch_loops"]
-        command += ["--method", method, "--local-steps", str(local_steps)]
+        command += ["--method", method, "--local-steps", str(local_steps), "--recipe", recipe]
         command += ["--steps", str(job.steps), "--index", str(index), "--seed", str(job.seed)]
         command += ["--meet", f"{star.address(0)}:{MEET_PORT}", "--interface", INTERFACE]
         command += ["--work", str(job.work), "--out", str(job.out)]

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.common_work import WORKERS, Worker
+from benchmarks.common_work import WORKERS, Recipe, Worker
 
 OUTER_RATE = 0.7
 OUTER_MOMENTUM = 0.9
@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One worker of a plain torch program.")
     parser.add_argument("--method", choices=["ddp", "fedavg", "diloco"], required=True)
     parser.add_argument("--local-steps", type=int, required=True)
+    parser.add_argument("--recipe", type=Recipe.parse, default=Recipe())
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--index", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
@@ -88,7 +89,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     os.environ["GLOO_SOCKET_IFNAME"] = options.interface
-    worker = Worker(options.work, index=options.index, seed=options.seed, out=options.out)
+    worker = Worker(
+        options.work,
+        index=options.index,
+        seed=options.seed,
+        out=options.out,
+        recipe=options.recipe,
+    )
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://{options.meet}",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common_work import HELD_OUT_FILE, WORKERS, prepare, read_marks, shard_name
+from benchmarks.common_work import HELD_OUT_FILE, WORKERS, Recipe, prepare, read_marks, shard_name
 from shoal.training.builtin_text import named_documents
 from shoal.training.tokenizer import SEPARATOR
 
@@ -40,3 +40,10 @@ def test_it_is_the_same_every_time(work: Path, tmp_path: Path) -> None:
     assert read_marks(tmp_path) == [10, 20]
     for path in work.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_a_recipe_goes_by_the_names_of_mesh_parameters() -> None:
+    assert Recipe.parse("") == Recipe()
+    assert Recipe.parse("muon_scale=4,schedule_tokens=4096") == Recipe(4.0, 4096)
+    with pytest.raises(TypeError, match="local_steps"):
+        Recipe.parse("local_steps=10")
