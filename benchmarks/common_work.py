@@ -122,6 +122,7 @@ def first_model(seed: int) -> FlatModel:
 class Recipe:
     """What may differ from the common work's steps, by the names of Shoal's mesh parameters."""
 
+    learning_rate: float = LEARNING_RATE
     # How many times AdamW's learning rate Muon's is, for the hidden matrices; 0: AdamW for all.
     muon_scale: float = 0.0
     # Tokens of all workers after which half a cosine has brought the rate down to a tenth.
@@ -134,7 +135,7 @@ class Recipe:
         Raises TypeError for a name that is no field, ValueError for what is no number.
         """
         given = dict(item.split("=", 1) for item in text.split(",") if item)
-        kinds = {"muon_scale": float, "schedule_tokens": int}
+        kinds = {"learning_rate": float, "muon_scale": float, "schedule_tokens": int}
         return cls(**{name: kinds.get(name, str)(value) for name, value in given.items()})
 
 
@@ -164,7 +165,7 @@ class Worker:
 
     def _new_trainer(self, warmup_steps: int) -> LocalTrainer:
         schedule = Schedule(
-            learning_rate=LEARNING_RATE,
+            learning_rate=self._recipe.learning_rate,
             warmup_tokens=warmup_steps * STEP_TOKENS,
             schedule_tokens=self._recipe.schedule_tokens // WORKERS,
         )

@@ -26,6 +26,7 @@ ATTACKED = (0, 1, 2, 3, 4)
 DEFENCES = (
     ("delta-log", "none"),
     ("delta-log", "clip"),
+    ("delta-log", "aligned"),
     ("delta-log", "trust"),
     ("gasloc", "none"),
     ("gasloc", "cs+"),
@@ -53,10 +54,16 @@ def trouble_plans(trouble: str, base: Plan, seeds: int, rates: Sequence[float]) 
     ]
 
 
-def attack_plans(attack: str, base: Plan, seeds: int, counts: Sequence[int]) -> list[Plan]:
+def attack_plans(
+    attack: str,
+    base: Plan,
+    seeds: int,
+    counts: Sequence[int],
+    defences: Sequence[tuple[str, str]] = DEFENCES,
+) -> list[Plan]:
     """Every defence against so many attackers, and each strategy with the honest alone."""
     base = replace(base, degree=ATTACKED_DEGREE)
-    fitting = [pair for pair in DEFENCES if attack != "dissensus" or pair[0] in MIXING]
+    fitting = [pair for pair in defences if attack != "dissensus" or pair[0] in MIXING]
     runs = [(attack, *pair) for pair in fitting]
     runs += [(ABSENT, strategy, "auto") for strategy in dict.fromkeys(pair[0] for pair in fitting)]
     return [
@@ -110,6 +117,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--attackers", type=int, nargs="+", default=ATTACKED)
+    parser.add_argument(
+        "--defences",
+        type=lambda text: tuple(text.split(":", 1)),
+        nargs="+",
+        default=DEFENCES,
+        help="STRATEGY:RULE of `shoal simulate`, for attacks",
+    )
     parser.add_argument("--out", type=Path, help="collect and continue here")
     parser.add_argument("--plots", action="store_true")
     options = parser.parse_args()
@@ -118,7 +132,7 @@ def main() -> None:
         if what in TROUBLES:
             plans = trouble_plans(what, base, options.seeds, options.rates)
         else:
-            plans = attack_plans(what, base, options.seeds, options.attackers)
+            plans = attack_plans(what, base, options.seeds, options.attackers, options.defences)
         results = list(run_all(plans, options.out))
         if options.plots:
             draw(what, results)

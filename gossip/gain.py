@@ -31,8 +31,8 @@ class Contribution:
     """One delta of a cut, as far as the next epoch's parameters depend on it.
 
     norms: float64 [T], of the message before any clip; increments: int32 [T, 4], as added to the
-    anchor; load: gives the decoded delta. It is called at most once, and only one decoded delta
-    is held at a time, so a cut of many large deltas needs little memory.
+    anchor; load: gives the decoded delta, each time that it is called. Decoded deltas are not held,
+    so a cut of many large ones needs little memory.
     """
 
     member: bytes

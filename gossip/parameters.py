@@ -7,7 +7,7 @@ the bits of one product, one sum of two, one square root; it does not fix a long
 
     alpha   = clip(kappa, 1, 1.25 sqrt(n))          kappa: gain.py
     clip_t  = clip_factor * median of the norms of tensor t in the cut
-    weights = |D_i| / (S_i C_i), normalised, at most 3/n     weights.py
+    weights = |D_i| / (S_i C_i) * trust_i, normalised, at most 3/n     weights.py, alignment.py
 
 Source: reference/algorithms.md 1.4 (gain, clip), 1.6 (weights).
 """
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from shoal.compression.codec import SparseDelta
 from shoal.compression.frame import Frame
 from shoal.compression.layout import CHUNK
+from shoal.gossip.alignment import FULL_PERMILLE, next_trust
 from shoal.gossip.anchor import increments
 from shoal.gossip.delta import COUNTER_MAX, DeltaHeader
 from shoal.gossip.errors import DeltaError, GossipError
@@ -47,8 +48,8 @@ __all__ = [
 MEMBERS_MAX = 1024
 # height, tokens, alpha, kept per chunk, members, tensors
 FIXED = Struct(">QQdHHH")
-MEMBER = Struct(">32sd")
-# 57,374 bytes: below the 64 KiB that a checkpoint record has room for.
+MEMBER = Struct(">32sdH")
+# 59,422 bytes: below the 64 KiB that a checkpoint record has room for.
 PARAMETERS_BYTES_MAX = FIXED.size + MEMBERS_MAX * MEMBER.size + TENSORS_MAX * 8
 ALPHA_PER_ROOT_MEMBER = 1.25
 
@@ -57,7 +58,8 @@ ALPHA_PER_ROOT_MEMBER = 1.25
 class EpochParameters:
     """In force for deltas whose header names `height`.
 
-    weights: (member, weight) in ascending order of ids; clip: the largest norm of each tensor of
+    weights: (member, weight) in ascending order of ids; trust: what each is believed, in permille,
+    which its weight contains already; clip: the largest norm of each tensor of
     a message, infinity where there is no limit yet; tokens: all that were ever committed.
     """
 
@@ -67,12 +69,15 @@ class EpochParameters:
     clip: tuple[float, ...]
     kept_per_chunk: int
     tokens: int
+    trust: tuple[int, ...]
 
     def __post_init__(self) -> None:
         ids = [member for member, _ in self.weights]
         ascending = all(a < b for a, b in pairwise(ids))
         if not 1 <= len(ids) <= MEMBERS_MAX or not ascending or {len(i) for i in ids} != {32}:
             raise GossipError("bad-parameters", "members are not distinct ids in order")
+        if len(self.trust) != len(ids) or not all(1 <= t <= FULL_PERMILLE for t in self.trust):
+            raise GossipError("bad-parameters", "trust is not 1 to 1000 for each member")
         # Chained comparisons are false for NaN, so NaN is refused as well.
         if not all(0.0 <= weight <= 1.0 for _, weight in self.weights):
             raise GossipError("bad-parameters", "a weight is not between 0 and 1")
@@ -96,6 +101,11 @@ class EpochParameters:
             if candidate == member:
                 return weight
         raise DeltaError("not-a-member", member.hex()[:16])
+
+    @cached_property
+    def trusted(self) -> dict[bytes, int]:
+        """What each member is believed, in permille."""
+        return {member: t for (member, _), t in zip(self.weights, self.trust, strict=True)}
 
     def increments(
         self, delta: SparseDelta | Frame, *, sender: bytes, schema: ModelSchema
@@ -124,7 +134,10 @@ class EpochParameters:
                     len(self.weights),
                     len(self.clip),
                 ),
-                *(MEMBER.pack(member, weight) for member, weight in self.weights),
+                *(
+                    MEMBER.pack(member, weight, trust)
+                    for (member, weight), trust in zip(self.weights, self.trust, strict=True)
+                ),
                 pack(f">{len(self.clip)}d", *self.clip),
             )
         )
@@ -137,11 +150,13 @@ class EpochParameters:
         try:
             height, tokens, alpha, kept_per_chunk, members, tensors = FIXED.unpack_from(data)
             clip_start = FIXED.size + members * MEMBER.size
-            weights = tuple(MEMBER.iter_unpack(data[FIXED.size : clip_start]))
+            listed = list(MEMBER.iter_unpack(data[FIXED.size : clip_start]))
             clip = unpack_from(f">{tensors}d", data, clip_start)
         except error as problem:
             raise GossipError("bad-parameters", str(problem)) from None
-        parameters = cls(height, alpha, weights, clip, kept_per_chunk, tokens)
+        weights = tuple((member, weight) for member, weight, _ in listed)
+        trust = tuple(each for _, _, each in listed)
+        parameters = cls(height, alpha, weights, clip, kept_per_chunk, tokens, trust)
         # Catches trailing bytes, a short member list, and -0.0 where 0.0 is meant.
         if parameters.to_bytes() != data:
             raise GossipError("bad-parameters", "not the one encoding")
@@ -218,6 +233,7 @@ def genesis_parameters(
         clip=tuple(largest_value * math.sqrt(count) for count in kept),
         kept_per_chunk=kept_per_chunk,
         tokens=0,
+        trust=(FULL_PERMILLE,) * len(members),
     )
 
 
@@ -229,25 +245,32 @@ def next_parameters(
     *,
     clip_factor: float = 2.0,
     kept_per_chunk: int | None = None,
+    aligned: bool = True,
 ) -> EpochParameters:
     """What is in force after a cut with these contributions: the same bits on every machine.
 
     `previous` is the epoch of the last committed checkpoint; `members` are those of the next
     epoch, (id, shard tokens, share permille) each, in any order; so are the contributions.
-    kept_per_chunk: the next epoch's density, of 4096; None leaves it as it is.
+    kept_per_chunk: the next epoch's density, of 4096; None leaves it as it is. aligned: False
+    leaves trust as it is (simulations alone, to see what it is good for).
     """
     keys = {(contribution.member, contribution.sequence) for contribution in contributions}
     assert len(keys) == len(contributions), "a delta is in a cut once"
     tokens: dict[bytes, int] = {}
     for contribution in contributions:
         tokens[contribution.member] = tokens.get(contribution.member, 0) + contribution.tokens
+    trust = previous.trusted
+    if aligned:
+        trust = next_trust(trust, contributions, schema)
+    trusted = [Member(*member, trust.get(member[0], FULL_PERMILLE)) for member in members]
     return EpochParameters(
         height=previous.height + 1,
         alpha=_next_alpha(previous.alpha, contributions, len(members), schema),
-        weights=objective_weights([Member(*member) for member in members], tokens),
+        weights=objective_weights(trusted, tokens),
         clip=_next_clip(previous.clip, contributions, clip_factor),
         kept_per_chunk=kept_per_chunk or previous.kept_per_chunk,
         tokens=min(COUNTER_MAX, previous.tokens + sum(tokens.values())),
+        trust=tuple(each.trust_permille for each in sorted(trusted)),
     )
 
 

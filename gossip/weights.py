@@ -4,7 +4,8 @@ The mesh minimises sum_i |D_i| / (S_i C_i) L_i: |D_i| is the shard's size in tok
 of its resources that a node gives to training, C_i its measured speed relative to the mesh. A
 fast node makes more steps on its shard in the same time; dividing by C_i keeps one example worth
 one example. |D_i| is self-declared, so no weight exceeds 3/n: claiming an enormous shard buys
-little.
+little. What a member's deltas did in the last cut comes on top (alignment.py): all of its weight,
+or down to a tenth of it.
 
 Everything up to the last division is integer arithmetic, and Python's integer division rounds
 correctly, so all members get the same fp64 bits.
@@ -21,11 +22,12 @@ CAP_MEMBERS = 3
 
 
 class Member(NamedTuple):
-    """What the agreed member list says of one member; `share_permille` is 1 to 1000."""
+    """What the agreed member list says of one member; permilles are 1 to 1000."""
 
     member: bytes
     shard_tokens: int
     share_permille: int
+    trust_permille: int = 1000
 
 
 def objective_weights(
@@ -41,7 +43,8 @@ def objective_weights(
     total = sum(tokens[member] for member in active)
     for entry in members:
         # Zeros would be agreed state by the time they come here: the smallest share, no failure.
-        numerator, denominator = max(1, entry.shard_tokens), max(1, entry.share_permille)
+        numerator = max(1, entry.shard_tokens) * entry.trust_permille
+        denominator = max(1, entry.share_permille)
         if own := tokens.get(entry.member, 0):
             # C_i = own / (total / active), so 1 / C_i = total / (own * active).
             numerator, denominator = numerator * total, denominator * own * len(active)

@@ -368,7 +368,7 @@ def _differences(
         clip_factor=mesh.clip_factor,
         kept_per_chunk=kept_per_chunk(mesh.budget, len(certified.weights)),
     )
-    for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens"):
+    for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens", "trust"):
         if getattr(recomputed, name) != getattr(certified, name):
             yield Problem("parameters-differ", f"the next {name} does not follow from the cut")
     settled = base.settled.after((each.delta.header.key for each in opened), certified)

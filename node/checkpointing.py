@@ -20,6 +20,7 @@ from shoal.consensus.records import (
     CheckpointRecord,
     CutEntry,
 )
+from shoal.gossip.alignment import FULL_PERMILLE
 from shoal.gossip.delta import DeltaReference
 from shoal.gossip.errors import GossipError
 from shoal.gossip.parameters import EpochParameters
@@ -238,7 +239,9 @@ class Checkpointer:
         ):
             log.error("checkpoint.diverged", height=height)
             return await self._fetch_newest()
+        before = self._model.parameters.trusted
         unsaid = await self._model.commit(found.cut, outcome)
+        _tell_of_trust(before, outcome.parameters.trusted)
         await self._keep(found, outcome)
         await self._on_unsaid(unsaid)
         await self._model.after_commit()
@@ -294,3 +297,10 @@ class Checkpointer:
         await self._model.after_commit()
         log.info("checkpoint.fetched", height=found.height)
         return True
+
+
+def _tell_of_trust(before: Mapping[bytes, int], after: Mapping[bytes, int]) -> None:
+    """Who goes against the others may be a liar, or have text like nobody else's: say so."""
+    for member, permille in after.items():
+        if permille < before.get(member, FULL_PERMILLE):
+            log.warning("member.distrusted", member=short(member), trust=permille / FULL_PERMILLE)

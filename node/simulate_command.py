@@ -41,7 +41,7 @@ def simulate(
     ] = "none",
     attackers: Annotated[int, typer.Option(min=0, help="how many of the peers lie")] = 0,
     robust: Annotated[
-        str, typer.Option(help="auto, none, clip, trust, cs+ or clipped-gossip")
+        str, typer.Option(help="auto, none, clip, aligned, trust, cs+ or clipped-gossip")
     ] = "auto",
     hidden: Annotated[int, typer.Option(min=4, max=4096, help="units of the model")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -23,7 +23,7 @@ STRATEGIES = ("delta-log", *MIXING, "noloco", "diloco", "isolated")
 # Absent attackers are what an attack is compared with: the honest alone, with the same texts.
 ABSENT = "absent"
 ATTACK_NAMES = ("none", ABSENT, *ATTACKS, "dissensus")
-ROBUST = ("auto", "clip", "trust", *PULLS)
+ROBUST = ("auto", "clip", "aligned", "trust", *PULLS)
 PEERS_MAX = 1024
 # Aggregate density of all members (algorithms.md 1.4), and how often each value can be said.
 AGGREGATE_DENSITY = 0.5
@@ -91,7 +91,7 @@ class Plan:
 
     def _robust_rules(self) -> tuple[str, ...]:
         if self.strategy == "delta-log":
-            return ("clip", "trust")
+            return ("clip", "aligned", "trust")
         return PULLS[1:] if self.strategy in MIXING else ()
 
     @property
@@ -129,6 +129,7 @@ def make_strategy(
             schema,
             first,
             clip_factor=clip_factor,
+            aligned=plan.robust in ("auto", "aligned"),
             closed=plan.robust == "trust",
         )
     if plan.strategy == "choco":

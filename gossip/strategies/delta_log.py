@@ -98,7 +98,8 @@ class LogState:
 
 @dataclass(frozen=True)
 class DeltaLog:
-    """genesis: the first epoch's parameters; beta, start_share, clip_factor: as in the mesh's."""
+    """genesis: the first epoch's parameters; beta, start_share, clip_factor: as in the mesh's;
+    aligned: as in next_parameters."""
 
     schema: ModelSchema
     genesis: EpochParameters
@@ -106,6 +107,7 @@ class DeltaLog:
     beta: float = 0.95
     start_share: float = 0.3
     clip_factor: float = 2.0
+    aligned: bool = True
     closed: bool = False
     _shared: Shared[Live] = field(default_factory=Shared, init=False, repr=False)
     _tables: "WeakKeyDictionary[LogDelta, NDArray[np.int32]]" = field(
@@ -197,6 +199,7 @@ class DeltaLog:
             self.schema,
             clip_factor=self.clip_factor,
             kept_per_chunk=kept_per_chunk,
+            aligned=self.aligned,
         )
 
     def _first(self, weights: torch.Tensor) -> Live:

@@ -44,6 +44,8 @@ def test_it_is_the_same_every_time(work: Path, tmp_path: Path) -> None:
 
 def test_a_recipe_goes_by_the_names_of_mesh_parameters() -> None:
     assert Recipe.parse("") == Recipe()
-    assert Recipe.parse("muon_scale=4,schedule_tokens=4096") == Recipe(4.0, 4096)
+    assert Recipe.parse("muon_scale=4,schedule_tokens=4096") == Recipe(
+        muon_scale=4.0, schedule_tokens=4096
+    )
     with pytest.raises(TypeError, match="local_steps"):
         Recipe.parse("local_steps=10")

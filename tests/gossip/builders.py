@@ -108,5 +108,5 @@ def epoch(
     """Parameters of `count` equal members at some height."""
     start = genesis_parameters(members(count), schema, kept_per_chunk=256, alpha=alpha)
     return EpochParameters(
-        height, start.alpha, start.weights, start.clip, start.kept_per_chunk, tokens=0
+        height, start.alpha, start.weights, start.clip, start.kept_per_chunk, 0, start.trust
     )

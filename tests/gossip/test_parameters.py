@@ -59,8 +59,8 @@ def test_the_next_epoch_is_the_one_it_always_was() -> None:
     assert hashlib.sha256(second.to_bytes()).hexdigest() == GOLDEN_SECOND
 
 
-GOLDEN_FIRST = "86cc9662a026ca88b6c2a3eccf75ee72ee079d1f3a66d8c54f2c1159f53a63ce"
-GOLDEN_SECOND = "28b109bb7c7ce14becd5085c7d7d0eada097b0b24e10510a26a6a12f8a66a1c4"
+GOLDEN_FIRST = "5f8fe8ef1822b8d6873fb9c2c51041a665bc360201e2f66ffadf4293a4d478d6"
+GOLDEN_SECOND = "f137bd0e16c7dd1e3773af717870cb4d511edace36d7052e45e52e606c27d125"
 
 
 @given(seed=st.integers(0, 2**32))
@@ -141,7 +141,7 @@ def test_a_message_within_the_radius_is_left_alone_and_a_longer_one_is_shortened
     norms = message_norms(delta)
     clip = (math.inf, float(norms[1]), float(norms[2]) / 4, float(norms[3]) * 2)
     start = epoch(0, 2)
-    parameters = EpochParameters(0, 1.0, start.weights, clip, 256, 0)
+    parameters = EpochParameters(0, 1.0, start.weights, clip, 256, 0, start.trust)
     scales = clip_scales(parameters, delta)
     assert scales.tolist() == [1.0, 1.0, 0.25, 1.0]
     zero = hashed_delta("clip")
@@ -163,7 +163,7 @@ def test_increments_carry_gain_weight_and_clip_of_the_epoch() -> None:
     delta = hashed_delta("all of it")
     start = epoch(0, 4, alpha=1.5)
     half = tuple((message_norms(delta) / 2).tolist())
-    parameters = EpochParameters(0, 1.5, start.weights, half, 256, 0)
+    parameters = EpochParameters(0, 1.5, start.weights, half, 256, 0, start.trust)
     table = parameters.increments(delta, sender=member(2), schema=SCHEMA)
     scale = 2.0 ** np.array([[t.fraction_bits] for t in SCHEMA.tensors])
     expected = 1.5 * 0.25 * 0.5 * delta.centroids.astype(np.float64) * scale
@@ -182,11 +182,12 @@ def test_the_largest_parameters_fit_a_checkpoint_record() -> None:
     start = epoch(0, 1)
     ids = sorted(hashlib.sha256(bytes([n % 256, n // 256])).digest() for n in range(MEMBERS_MAX))
     weights = tuple((who, 1 / MEMBERS_MAX) for who in ids)
-    largest = EpochParameters(1, 1.0, weights, (1.0,) * TENSORS_MAX, 4096, 0)
+    trust = (1000,) * MEMBERS_MAX
+    largest = EpochParameters(1, 1.0, weights, (1.0,) * TENSORS_MAX, 4096, 0, trust)
     assert len(largest.to_bytes()) == PARAMETERS_BYTES_MAX <= 64 * 1024
     assert EpochParameters.from_bytes(largest.to_bytes()) == largest
     with pytest.raises(GossipError):
-        EpochParameters(1, 1.0, start.weights, (1.0,) * (TENSORS_MAX + 1), 4096, 0)
+        EpochParameters(1, 1.0, start.weights, (1.0,) * (TENSORS_MAX + 1), 4096, 0, (1000,))
 
 
 GOOD = epoch(3, 4).to_bytes()

@@ -232,7 +232,9 @@ class CertifiedMesh:
         weights = tuple((key.id, 1 / len(self.sets[0])) for key in self.sets[0])
         clip = (1.0,) * len(self.anchor.schema.tensors)
         kept = self.genesis.epoch_parameters().kept_per_chunk
-        parameters = EpochParameters(self.height, 1.0, weights, clip, kept, 400)
+        parameters = EpochParameters(
+            self.height, 1.0, weights, clip, kept, 400, (1000,) * len(weights)
+        )
         return SettledState(self.height, 0, (parameters,), (), ()).to_bytes()
 
     @cached_property

@@ -97,6 +97,8 @@ class MadeUpTraining:
         self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
         self._free_at = 0.0
         self.schedule: Mapping[str, float] | None = None
+        # How far each round goes where all rounds of that number go, or the other way.
+        self.course = 0.0
         # A slow machine takes longer for each step; None: a round always takes as long.
         self.step_seconds: float | None = None
         self.steps: list[int] = []
@@ -122,6 +124,9 @@ class MadeUpTraining:
         self.numbers.append(number)
         slot = self.delta_slot(number)
         slot.copy_(torch.randn(slot.shape, generator=self._random) * 1e-3)
+        if self.course:
+            common = torch.Generator().manual_seed(number)
+            slot.add_(torch.randn(slot.shape, generator=common), alpha=self.course)
         loop = asyncio.get_running_loop()
         self.steps.append(steps)
         seconds = ROUND_SECONDS if self.step_seconds is None else steps * self.step_seconds

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from shoal.node import certificates
+from shoal.node.audit import audit_checkpoint
 from shoal.node.checkpoint_dirs import newest_checkpoint
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError
@@ -219,5 +220,27 @@ def test_a_slow_node_makes_short_rounds_and_publishes_with_the_others(tmp_path: 
             await until(lambda: len(slow.steps) >= 10 and slow.steps[-1] < 8, nodes)
             assert slow.steps[0] == 8 and 2 <= slow.steps[-1] <= 4
             assert all(set(node.training.steps) == {8} for node in nodes[:3])
+
+    asyncio.run(story())
+
+
+def test_who_goes_the_other_way_counts_for_a_tenth_from_the_next_checkpoint_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> None:
+        directories = found_mesh(tmp_path)
+        async with running(directories, rounds=0) as nodes:
+            for node, course in zip(nodes, (3e-3, 3e-3, 3e-3, -9e-3), strict=True):
+                node.training.course = course
+            *honest, liar = nodes
+            expected = {node.id: 1000 for node in honest} | {liar.id: 100}
+            await until(lambda: all(n.model.parameters.trusted == expected for n in nodes), nodes)
+            weights = dict(honest[0].model.parameters.weights)
+            # Not exactly a tenth: who was slower in the cut counts for more.
+            assert weights[liar.id] < weights[honest[0].id] / 4
+            height = await until_rebuilt(nodes, honest[0].height + 1)
+        for directory in directories:
+            assert audit_checkpoint(directory / "checkpoints" / str(height)).reproduced
+        assert capsys.readouterr().out.count("member.distrusted") >= 4
 
     asyncio.run(story())

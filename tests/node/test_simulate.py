@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoal.gossip.alignment import FLOOR_PERMILLE, FULL_PERMILLE
 from shoal.gossip.strategies.delta_log import DeltaLog, LogState
 from shoal.node.cli import main
 from shoal.node.simulate import AnchorsDiffer, Measured, World, read_texts
@@ -108,11 +109,23 @@ def test_the_same_seed_is_the_same_run() -> None:
 
 
 def test_robustness_helps_against_flipped_signs() -> None:
+    """By what is known of the last cut in open rounds, of the round itself in closed ones."""
     attacked = replace(PLAN, attack="sign-flip", attackers=2, rounds=15)
     losses = {
-        robust: play(replace(attacked, robust=robust))[0].loss_mean for robust in ("none", "trust")
+        robust: play(replace(attacked, robust=robust))[0].loss_mean
+        for robust in ("none", "auto", "trust")
     }
+    assert losses["auto"] < losses["none"] - 0.05
     assert losses["trust"] < losses["none"] - 0.05
+
+
+def test_liars_lose_their_weight_by_the_first_cut_and_the_honest_keep_theirs() -> None:
+    attacked = replace(PLAN, attack="ipm", attackers=2, rounds=6)
+    _, world = play(attacked)
+    honest, liars = world.ids[:-2], world.ids[-2:]
+    trust = world.states[honest[0]].epoch.trusted
+    assert {trust[me] for me in liars} == {FLOOR_PERMILLE}
+    assert {trust[me] for me in honest} == {FULL_PERMILLE}
 
 
 def test_everybody_has_a_text_of_their_own() -> None:
