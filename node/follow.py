@@ -16,7 +16,7 @@ from shoal.node.errors import DamagedError, UserError
 from shoal.node.local_model import open_model, own_base
 from shoal.node.verify import trusted_mesh, verify_checkpoint
 from shoal.serving.answers import Origin
-from shoal.serving.api import Served
+from shoal.serving.desk import Served
 from shoal.serving.errors import RequestError
 from shoal.serving.text_model import TextModel
 

@@ -18,7 +18,9 @@ from shoal.node.addresses import split_address
 from shoal.node.errors import UserError
 from shoal.node.follow import Follower
 from shoal.node.one_thread import OneThread
-from shoal.serving.api import REQUESTS_MAX, Served, Surroundings, make_app
+from shoal.node.text_servicer import start_text_server
+from shoal.serving.api import make_app
+from shoal.serving.desk import REQUESTS_MAX, Desk, Served, Surroundings
 from shoal.training.errors import TrainingError
 
 log = structlog.get_logger()
@@ -86,8 +88,12 @@ async def serve(
     *,
     key: str = "",
     requests_max: int = REQUESTS_MAX,
+    grpc: str = "",
 ) -> None:
-    """Answer until `stop` is set. Without a key it answers only to names of this machine."""
+    """Answer until `stop` is set. Without a key it answers only to names of this machine.
+
+    grpc: host:port for the same by gRPC, "" for none; raises UserError where it cannot be had.
+    """
     thread = OneThread("generation")
     given = Surroundings(
         current=lambda: serving.served,
@@ -98,9 +104,11 @@ async def serve(
         hosts=() if key else ("127.0.0.1", "localhost", "::1"),
         requests_max=requests_max,
     )
+    desk = Desk(given)
+    text = await start_text_server(desk, grpc) if grpc else None
     server = _Server(
         uvicorn.Config(
-            make_app(given),
+            make_app(desk),
             http="h11",
             ws="none",
             lifespan="off",
@@ -126,10 +134,14 @@ async def serve(
     finally:
         follow.cancel()
         stopped.cancel()
+        if text is not None:
+            await text.stop(STOP_S)
         thread.close()
 
 
-async def run(serving: Serving, listen: str, *, key: str, requests_max: int) -> None:
+async def run(
+    serving: Serving, listen: str, *, key: str, requests_max: int, grpc: str = ""
+) -> None:
     """Serve until Ctrl-C or SIGTERM; raises UserError as `bind`."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -137,5 +149,6 @@ async def run(serving: Serving, listen: str, *, key: str, requests_max: int) -> 
     listener = bind(listen)
     host, port = listener.getsockname()[:2]
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    log.info("serve.listening", url=f"http://{where}/v1", **serving.served.origin.to_json())
-    await serve(serving, listener, stop, key=key, requests_max=requests_max)
+    origin = serving.served.origin.to_json()
+    log.info("serve.listening", url=f"http://{where}/v1", grpc=grpc or "off", **origin)
+    await serve(serving, listener, stop, key=key, requests_max=requests_max, grpc=grpc)

@@ -18,6 +18,7 @@ KEY_CHARACTERS_MIN = 16
 def serve(
     directory: Annotated[Path, typer.Argument(help="a node's directory, or a checkpoint")] = Path(),
     listen: Annotated[str, typer.Option(help="host:port for HTTP")] = DEFAULT_SERVE,
+    grpc: Annotated[str, typer.Option(help='host:port for gRPC, shoal.v1.Text; "": none')] = "",
     api_key_file: Annotated[
         Path | None, typer.Option(help="its first line is what clients must show")
     ] = None,
@@ -46,6 +47,8 @@ def serve(
     from shoal.training.process import limit_threads
 
     key = read_key(api_key_file, listen)
+    if grpc:
+        read_key(api_key_file, grpc, "--grpc")
     mesh_id = trusted_mesh(trust) if trust is not None else None
     newest_checkpoint(directory)
     limit_threads(threads)
@@ -65,11 +68,12 @@ def serve(
     )
     first = follower.look()
     assert first is not None, "the first one is newer than none"
-    asyncio.run(run(Serving(follower, first), listen, key=key, requests_max=requests))
+    service = run(Serving(follower, first), listen, key=key, requests_max=requests, grpc=grpc)
+    asyncio.run(service)
     raise typer.Exit(OK)
 
 
-def read_key(path: Path | None, listen: str) -> str:
+def read_key(path: Path | None, listen: str, option: str = "--listen") -> str:
     """The key that clients must show: the first line of a file, "" for none.
 
     Raises UserError where it is too short to be one, or missing where others can connect.
@@ -77,7 +81,7 @@ def read_key(path: Path | None, listen: str) -> str:
     try:
         loopback = is_loopback(listen)
     except ValueError as error:
-        raise UserError(f"--listen: {error}") from None
+        raise UserError(f"{option}: {error}") from None
     if path is None:
         if not loopback:
             raise UserError(

@@ -1,18 +1,12 @@
 """OpenAI's API for completions and chats, served from a certified checkpoint.
 
-An ASGI application without sockets, clock or threads of its own: it is told who does the blocking
-work. That one thread makes one token of one stream at a time, in the order in which they are asked
-for, so clients take turns; and a stream is asked for its next token when its client has taken the
-one before, so nothing piles up and nobody has to be told that a client has gone.
+An ASGI application; whose turn it is, desk.py decides.
 """
 
 import asyncio
-import hashlib
-import hmac
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,63 +18,30 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.serving.answers import Answer, Origin, error_body
+from shoal.serving.answers import Answer, error_body
+from shoal.serving.desk import Desk, Key
 from shoal.serving.errors import RequestError
 from shoal.serving.requests import (
     BODY_BYTES_MAX,
     MODEL,
-    PLAIN_CHAT_STOP,
     ChatRequest,
     CompletionRequest,
     Request,
     parse_request,
-    plain_chat,
 )
-from shoal.serving.text_model import Piece, Sampling, Stream, TextModel
+from shoal.serving.text_model import Piece
 
-REQUESTS_MAX = 16
 # Who takes longer to send a request, or to take what is sent, is not waited for.
 READ_MAX_S = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """A model and where it is from. created: seconds since 1970 when it was opened.
-
-    template: a conversation as its tokenizer writes it; None for plain_chat.
-    """
-
-    model: TextModel
-    origin: Origin
-    created: int
-    template: Callable[[list[dict[str, str]]], str] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What the application is given.
-
-    current: the checkpoint to serve now; run: does blocking work in one thread, in order; clock:
-    seconds since 1970; chance: 63 random bits; key: what clients must show, "" for nothing; hosts:
-    the names it answers to, empty for any; requests_max: how many are answered at a time.
-    """
-
-    current: Callable[[], Served]
-    run: Callable[[Callable[[], Any]], Awaitable[Any]]
-    clock: Callable[[], float]
-    chance: Callable[[], int]
-    key: str = ""
-    hosts: Collection[str] = ()
-    requests_max: int = REQUESTS_MAX
-
-
-def make_app(given: Surroundings) -> Starlette:
+def make_app(desk: Desk) -> Starlette:
     """Return the ASGI application."""
-    desk = _Desk(given)
+    given, information = desk.given, _Information(desk)
     return Starlette(
         routes=[
-            Route("/health", desk.health),
-            Route("/v1/models", desk.models),
+            Route("/health", information.health),
+            Route("/v1/models", information.models),
             Route("/v1/completions", _Endpoint(desk, CompletionRequest), methods=["POST"]),
             Route("/v1/chat/completions", _Endpoint(desk, ChatRequest), methods=["POST"]),
         ],
@@ -97,7 +58,7 @@ class _Door:
 
     def __init__(self, app: ASGIApp, key: str, hosts: Collection[str]) -> None:
         self._app = app
-        self._key = hashlib.sha256(key.encode()).digest() if key else b""
+        self._key = Key(key)
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,33 +66,28 @@ class _Door:
         app = self._app
         if self._hosts and request.url.hostname not in self._hosts:
             app = _error("this is not the name of this server", 403)
-        elif self._key and scope["path"] != "/health" and not self._knows(request):
+        elif scope["path"] != "/health" and not self._key.is_shown(
+            request.headers.get("authorization", "")
+        ):
             app = _error("show the key: Authorization: Bearer KEY", 401, code="invalid_api_key")
         await app(scope, receive, send)
 
-    def _knows(self, request: HttpRequest) -> bool:
-        kind, _, shown = request.headers.get("authorization", "").partition(" ")
-        # Hashes, so that not even its length can be told from how long this takes.
-        digest = hashlib.sha256(shown.strip().encode()).digest()
-        return kind.lower() == "bearer" and hmac.compare_digest(digest, self._key)
 
+class _Information:
+    """What is served, without anything being computed."""
 
-class _Desk:
-    """Takes requests, at most so many at a time."""
-
-    def __init__(self, given: Surroundings) -> None:
-        self.given = given
-        self._busy = 0
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
 
     async def health(self, request: HttpRequest) -> Response:
         """Say what is served, and to how many."""
-        origin = self.given.current().origin
-        content = {"status": "ok", "answering": self._busy, "shoal": origin.to_json()}
+        origin = self._desk.given.current().origin
+        content = {"status": "ok", "answering": self._desk.busy, "shoal": origin.to_json()}
         return JSONResponse(content, headers=origin.headers)
 
     async def models(self, request: HttpRequest) -> Response:
         """List the one model."""
-        served = self.given.current()
+        served = self._desk.given.current()
         model = {
             "id": MODEL,
             "object": "model",
@@ -141,36 +97,11 @@ class _Desk:
         }
         return JSONResponse({"object": "list", "data": [model]}, headers=served.origin.headers)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places; raises RequestError when all are taken."""
-        if self._busy >= self.given.requests_max:
-            raise RequestError(
-                f"{self._busy} requests are being answered, which is all that is done at a time; "
-                "try again soon",
-                status=429,
-                code="rate_limit_exceeded",
-            )
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-
-    async def pieces(self, stream: Stream) -> AsyncGenerator[Piece, None]:
-        """Advance a stream in the thread that does so, and end it there."""
-        try:
-            while (piece := await self.given.run(lambda: next(stream, None))) is not None:
-                yield piece
-        finally:
-            # Done even where waiting for it is cancelled, and after what is under way.
-            await self.given.run(stream.close)
-
 
 class _Endpoint:
     """Answers one kind of request."""
 
-    def __init__(self, desk: _Desk, kind: type[Request]) -> None:
+    def __init__(self, desk: Desk, kind: type[Request]) -> None:
         self._desk = desk
         self._kind = kind
 
@@ -190,17 +121,17 @@ class _Endpoint:
 
     async def _answer(self, asked: Request, http: HttpRequest, send: Send) -> None:
         given = self._desk.given
-        served, number = given.current(), given.chance()
-        prompt, sampling = await asyncio.to_thread(_prepare, served, asked, number)
+        number = given.chance()
+        begun = await self._desk.begin(asked, number)
         answer = Answer(
             number=number,
             created=int(given.clock()),
             chat=isinstance(asked, ChatRequest),
-            prompt_tokens=len(prompt),
-            origin=served.origin,
+            prompt_tokens=begun.prompt_tokens,
+            origin=begun.served.origin,
         )
-        headers = served.origin.headers
-        async with aclosing(self._desk.pieces(served.model.stream(prompt, sampling))) as pieces:
+        headers = answer.origin.headers
+        async with aclosing(begun.pieces) as pieces:
             if asked.stream:
                 events = _events(answer, pieces, usage=asked.stream_options.include_usage)
                 async with aclosing(events):
@@ -214,20 +145,6 @@ class _Endpoint:
                 text += piece.text
             whole = JSONResponse(answer.whole(text, piece), headers=headers)
             await whole(http.scope, http.receive, send)
-
-
-def _prepare(served: Served, asked: Request, seed: int) -> tuple[list[int], Sampling]:
-    """The prompt's tokens and how to go on from them; raises RequestError."""
-    text, stop = "", []
-    if isinstance(asked, CompletionRequest):
-        text = asked.prompt
-    elif isinstance(asked, ChatRequest):
-        messages = [{"role": each.role, "content": each.content} for each in asked.messages]
-        text = (served.template or plain_chat)(messages)
-        stop = [] if served.template else [PLAIN_CHAT_STOP]
-    prompt = served.model.encode(text)
-    room = served.model.room(prompt)
-    return prompt, asked.sampling(room=room, seed=seed, stop=stop)
 
 
 async def _events(

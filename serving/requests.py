@@ -5,7 +5,7 @@ looks right costs more than an error.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -140,6 +140,11 @@ def parse_request(kind: type[Request], body: bytes) -> Request:
         raise RequestError("the body is not JSON") from None
     if not isinstance(content, dict):
         raise RequestError("the body is not a JSON object")
+    return check_request(kind, content)
+
+
+def check_request(kind: type[Request], content: Mapping[str, Any]) -> Request:
+    """Return a request of these fields; raises RequestError, which names the one that is wrong."""
     if (model := content.get("model", MODEL)) != MODEL:
         raise RequestError(
             f'there is no model {model!r:.80} here; it is called "{MODEL}"',
