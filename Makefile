@@ -16,7 +16,7 @@ N ?= 20
 TARGET ?= all
 MINUTES ?= 15
 
-.PHONY: help install proto proto-check format check test fuzz sim sim-long mutants chaos demo bench detector compose-test clean
+.PHONY: help install proto proto-check format check test fuzz sim sim-long mutants chaos demo docs bench detector compose-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ chaos: install ## real nodes under real faults, then an audit: make chaos NODES=
 demo: install ## four nodes on this machine train one model; KEEP=1 leaves them running
 	$(BIN)/shoal demo --directory runs/demo $(if $(KEEP),--keep)
 
+docs: install ## the documentation as a site, in site/; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: install ## the benchmarks, as JSON lines
 	$(BIN)/python -m benchmarks.codec
 	$(BIN)/python -m benchmarks.transport
@@ -83,4 +86,4 @@ compose-test: ## the same mesh in containers, for real (skips loudly where no en
 	python3 scripts/compose_test.py
 
 clean: ## remove what was made here, except the virtual environment
-	rm -rf runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -44,4 +44,4 @@ if ! has_torch; then
         }
     fi
 fi
-$pip --constraint constraints.txt --editable '.[dev,plots,lora]'
+$pip --constraint constraints.txt --editable '.[dev,plots,lora,docs]'

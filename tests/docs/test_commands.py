@@ -23,6 +23,7 @@ ELSEWHERE = {
     "make mutants": "many minutes; tests/simulation plants some of the bugs",
     "make chaos SECONDS=600 SEED=1": "ten minutes; tests/chaos/test_chaos.py runs a shorter one",
     "make bench": "minutes; benchmarks/RESULTS.md is what it wrote",
+    "make docs": "tests/docs/test_site.py builds the site in the same way",
     "make compose-test": "needs a container engine; it is itself the test",
     "docker compose up --build": "needs a container engine; make compose-test",
     "docker compose exec node0 shoal status": "needs a container engine; make compose-test",
