@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal.node import cli
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import PAGES, ROOT, Block, read_blocks, without_comment
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("docs")]
 
@@ -117,3 +117,22 @@ def test_every_command_and_every_call_has_its_entry(site: Path) -> None:
     for proto in (ROOT / "proto").glob("*.proto"):
         for call in re.findall(r"^\s*rpc (\w+)", proto.read_text(), re.MULTILINE):
             assert f"<code>{call}</code>" in services, call
+
+
+def code_of(block: Block) -> list[str]:
+    """What must not differ between two languages: commands, and names in a list of folders."""
+    if block.language == "sh":
+        return [without_comment(line) for line in block.text.splitlines()]
+    lines = block.text.splitlines()
+    if all(re.match(r"[\w/]+/ ", line) for line in lines):
+        return [line.split()[0] for line in lines]
+    return lines
+
+
+def test_the_chinese_readme_has_the_same_code() -> None:
+    english, chinese = map(read_blocks, ("README.md", "README.zh.md"))
+    assert [(b.language, code_of(b)) for b in chinese] == [
+        (b.language, code_of(b)) for b in english
+    ]
+    assert "(README.zh.md)" in (ROOT / PAGES[0]).read_text(encoding="utf-8")
+    assert "(README.md)" in (ROOT / "README.zh.md").read_text(encoding="utf-8")
