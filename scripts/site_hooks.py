@@ -136,7 +136,8 @@ def grpc_page() -> str:
         "# gRPC",
         "",
         "`Inspect` answers people and programs of the node's own machine, in the clear on loopback",
-        "(port 7600), with reflection and the standard health service. `Mesh` and `Look` are what",
+        "(port 7600), with reflection and the standard health service. `Text` is what",
+        "`shoal serve --grpc` offers. `Mesh` and `Look` are what",
         "members say to each other over mutual TLS; [the wire](../parts/proto.md) has the limits.",
     ]
     for file in described.file:
