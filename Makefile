@@ -16,7 +16,7 @@ N ?= 20
 TARGET ?= all
 MINUTES ?= 15
 
-.PHONY: help install proto proto-check format check test fuzz sim sim-long mutants chaos demo docs bench detector compose-test clean
+.PHONY: help install proto proto-check configuration format check test fuzz sim sim-long mutants chaos demo docs bench detector compose-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ proto: install ## regenerate the committed protobuf stubs
 
 proto-check: install ## fail when the stubs are not what the .proto files say
 	PYTHON=$(BIN)/python sh scripts/proto_check.sh
+
+configuration: install ## write docs/configuration.md from the settings
+	$(BIN)/python -m shoal.node.config_page > docs/configuration.md
 
 format: install ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

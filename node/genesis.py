@@ -38,6 +38,21 @@ TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024
 TOKENIZER_FILES_MAX = 16
 VALIDATORS_MAX = 31
 PARAMETERS_MAX = 500_000_000
+# Of the mesh parameters, both ends included; whole where both ends are.
+RANGES: dict[str, tuple[float, float]] = {
+    "local_steps": (1, 100_000),
+    "rounds_per_checkpoint": (1, 1024),
+    "budget": (0.0001, 1000.0),
+    "beta": (0.001, 1.0),
+    "start_share": (0.0, 1.0),
+    "alpha": (0.01, 100.0),
+    "clip_factor": (0.1, 1e6),
+    "staleness": (0, 16),
+    "learning_rate": (1e-9, 10.0),
+    "muon_scale": (0.0, 100.0),
+    "warmup_tokens": (0, 2**62),
+    "schedule_tokens": (1, 2**62),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +62,32 @@ class MeshParameters:
     A quorum may change most of them later: mesh_parameters.py says which.
     """
 
-    # AdamW steps between two deltas (H).
     local_steps: int = 5
-    # Own deltas between two checkpoints (E).
+    """steps of the optimiser between two deltas (H)"""
     rounds_per_checkpoint: int = 8
-    # Bytes per parameter that a member sends a round; how much of a delta is said follows from it
-    # and from the number of members (gossip/density.py).
+    """own deltas between two checkpoints (E)"""
+    # How much of a delta is said follows from it and from the members (gossip/density.py).
     budget: float = 0.06
-    # Error feedback: what could not be said decays by this factor each round.
+    """bytes per parameter that a member sends a round"""
     beta: float = 0.95
-    # Share of its own residual that a node keeps in the weights it starts a round from.
+    """error feedback: what could not be said decays by this factor each round"""
     start_share: float = 0.3
-    # Gain of the first epoch; later ones measure it (gossip/parameters.py).
+    """share of its own residual that a node keeps in the weights it starts a round from"""
+    # Later ones measure it (gossip/parameters.py).
     alpha: float = 1.0
-    # Clip radius = clip_factor * median norm of the last epoch's messages.
+    """gain of the first epoch"""
     clip_factor: float = 2.0
-    # Cuts that a delta may miss before it expires.
+    """clip radius, in median norms of the last epoch's messages"""
     staleness: int = 2
+    """cuts that a delta may miss before it expires"""
     learning_rate: float = 1e-3
-    # Muon trains hidden matrices at so many times that rate; 0: AdamW does, like all the rest.
+    """of AdamW, at its highest"""
     muon_scale: float = 4.0
-    # The learning rate rises over the first, falls until the second (tokens of the whole mesh).
+    """Muon trains hidden matrices at so many times that rate; 0: AdamW does, like all the rest"""
     warmup_tokens: int = 100_000
+    """tokens of the whole mesh over which the learning rate rises"""
     schedule_tokens: int = 100_000_000
+    """tokens of the whole mesh until which it falls"""
 
     @property
     def largest_first_value(self) -> float:
@@ -83,22 +101,8 @@ class MeshParameters:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values, one short phrase each."""
-        bounds: dict[str, tuple[float, float]] = {
-            "local_steps": (1, 100_000),
-            "rounds_per_checkpoint": (1, 1024),
-            "budget": (0.0001, 1000.0),
-            "beta": (0.001, 1.0),
-            "start_share": (0.0, 1.0),
-            "alpha": (0.01, 100.0),
-            "clip_factor": (0.1, 1e6),
-            "staleness": (0, 16),
-            "learning_rate": (1e-9, 10.0),
-            "muon_scale": (0.0, 100.0),
-            "warmup_tokens": (0, 2**62),
-            "schedule_tokens": (1, 2**62),
-        }
         found = []
-        for name, (low, high) in bounds.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             whole = isinstance(low, int) and isinstance(high, int)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
