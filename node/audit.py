@@ -41,6 +41,7 @@ from shoal.node.errors import DamagedError, PeerError, UserError
 from shoal.node.genesis import Genesis, MeshParameters, anchor_from_bytes, parse_document
 from shoal.node.identity import verify
 from shoal.node.mesh_parameters import follow
+from shoal.node.progress import tell
 from shoal.node.verify import verify_checkpoint
 
 DIGEST_BYTES = 32
@@ -137,7 +138,7 @@ def audit_checkpoint(directory: Path, previous: Path | None = None) -> Audit:
     Raises Refused where `shoal verify` would, DamagedError where the checkpoint before it is not
     what it follows from, and a plain UserError where something was not kept.
     """
-    proof = verify_checkpoint(directory, deltas=False)
+    proof = verify_checkpoint(directory, deltas=False, tell=tell)
     record = _record(directory)
     if not (directory / "deltas.bin").exists():
         raise UserError(
@@ -267,7 +268,8 @@ def _opened(
     kept = max(epoch.kept_per_chunk for epoch in base.settled.epochs)
     frame_max = max_frame_bytes(schema.layout, kept)
     blobs = read_list(directory / "deltas.bin", BLOB_OVERHEAD_BYTES + frame_max)
-    for entry in record.cut:
+    for number, entry in enumerate(record.cut):
+        tell(f"replaying checkpoint {record.height}, deltas", number, len(record.cut))
         name = f"delta {entry.sequence} of {entry.member.hex()[:16]}"
         try:
             blob = next(blobs, None)

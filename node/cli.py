@@ -32,9 +32,18 @@ from shoal.node import (
     simulate_command,
 )
 from shoal.node.addresses import DEFAULT_INSPECT
-from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, Target, parse_overrides
+from shoal.node.cli_options import (
+    AsJson,
+    Device,
+    Overrides,
+    PresetFile,
+    Target,
+    answer,
+    parse_overrides,
+)
 from shoal.node.config import load_settings
 from shoal.node.errors import UserError
+from shoal.node.progress import shown
 
 # typer carries its own click from some version on, so its usage errors have no stable import path.
 _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[1])
@@ -43,7 +52,6 @@ app = typer.Typer(
     name="shoal",
     help="Train one language model together on many machines, with no server in the middle.",
     epilog="Start here: `shoal demo`, four nodes on this machine in a few minutes.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -74,6 +82,7 @@ def init(
     ] = None,
     preset: PresetFile = None,
     settings: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
+    as_json: AsJson = False,
 ) -> None:
     """Make a mesh: a directory for each node.
 
@@ -82,29 +91,22 @@ def init(
     Example: shoal init runs/mesh --nodes 4, then shoal run runs/mesh/node0 and so on; whoever is to
     come later is invited with shoal invite runs/mesh/node0.
     """
-    from shoal.node.provision import make_mesh
+    with shown("loading"):
+        from shoal.node.provision import make_mesh
 
-    made = make_mesh(
-        directory,
-        nodes=nodes,
-        host=host,
-        port=port,
-        data=data,
-        model=model,
-        seed=seed,
-        preset=preset,
-        flags=parse_overrides(settings),
-        budget=budget,
-    )
-    print(f"mesh {made.mesh_id}")
-    for node, node_id in zip(made.directories, made.ids, strict=True):
-        print(f"{node.name} {node_id}")
-    print(f"budget: {made.says}")
-    first = made.directories[0]
-    for node in made.directories:
-        print(f"start:  shoal run {node}")
-    print(f"invite: shoal invite {first}, when it runs: it prints what a newcomer joins with")
-    print(f"keep:   shoal identity export {first} FILE, on another disk; each node's")
+        made = make_mesh(
+            directory,
+            nodes=nodes,
+            host=host,
+            port=port,
+            data=data,
+            model=model,
+            seed=seed,
+            preset=preset,
+            flags=parse_overrides(settings),
+            budget=budget,
+        )
+    answer(made.as_plain(), made.lines(), as_json=as_json)
 
 
 @app.command()
@@ -184,6 +186,7 @@ def checkpoints(address: Target = DEFAULT_INSPECT, as_json: AsJson = False) -> N
 def health(
     address: Target = DEFAULT_INSPECT,
     service: Annotated[str, typer.Option(help="a gRPC service; empty: the whole node")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Exit with 0 when a node says SERVING.
 
@@ -193,9 +196,9 @@ def health(
     """
     from shoal.node.inspect_client import check_health
 
-    answer = asyncio.run(check_health(address, service=service))
-    print(answer)
-    raise typer.Exit(errors.OK if answer == "SERVING" else errors.UNREACHABLE)
+    said = asyncio.run(check_health(address, service=service))
+    answer({"service": service, "status": said}, [said], as_json=as_json)
+    raise typer.Exit(errors.OK if said == "SERVING" else errors.UNREACHABLE)
 
 
 @app.command()
@@ -209,6 +212,7 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, max=4096, help="how many to add")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0: greedy")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same text")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Continue a text with the newest checkpoint.
 
@@ -217,13 +221,14 @@ def generate(
     from shoal.node.checkpoint_dirs import newest_checkpoint
 
     checkpoint = newest_checkpoint(directory)
-    from shoal.node.local_model import continue_text, own_base
+    with shown("writing"):
+        from shoal.node.local_model import continue_text, own_base
 
-    named = own_base(directory, base)
-    text = continue_text(
-        checkpoint, prompt, base=named, tokens=tokens, temperature=temperature, seed=seed
-    )
-    print(text)
+        named = own_base(directory, base)
+        text = continue_text(
+            checkpoint, prompt, base=named, tokens=tokens, temperature=temperature, seed=seed
+        )
+    answer({"checkpoint": str(checkpoint), "text": text}, [text], as_json=as_json)
 
 
 app.command()(proof_commands.verify)
@@ -232,12 +237,12 @@ app.command()(demo_command.demo)
 
 
 @app.command()
-def version() -> None:
+def version(as_json: AsJson = False) -> None:
     """Print the version.
 
     Example: shoal version
     """
-    print(f"shoal {shoal.__version__}")
+    answer({"version": shoal.__version__}, [f"shoal {shoal.__version__}"], as_json=as_json)
 
 
 joining_commands.register(app)

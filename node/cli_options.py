@@ -1,8 +1,9 @@
 """Options that several commands share, and how --set is read."""
 
 import contextlib
+import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from shoal.node.errors import UserError
 Target = Annotated[
     str, typer.Argument(help="a node's directory, or the host:port where it can be inspected")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of a table")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs, not text for people")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="a setting, like train.batch=4")
 ]
@@ -36,3 +37,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, object]:
             value = tomllib.loads(f"value = {text}")["value"]
         parsed[name.strip()] = value
     return parsed
+
+
+def answer(facts: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:
+    """Print what a command has to say: the facts for a program, or the lines for a person."""
+    print(json.dumps(facts, indent=2, allow_nan=False) if as_json else "\n".join(lines), flush=True)

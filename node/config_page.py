@@ -117,9 +117,11 @@ def _span(schema: Mapping[str, Any]) -> str:
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     begin = f"above {_number(above)}" if above is not None else ""
     begin = _number(low) if low is not None else begin
-    if high is None and below is None:
-        return f"{begin} or more" if begin else ""
-    return f"{begin} to {_number(high) if high is not None else 'below ' + _number(below)}"
+    if high is not None:
+        return f"{begin} to {_number(high)}"
+    if below is not None:
+        return f"{begin} to below {_number(below)}"
+    return f"{begin} or more" if begin else ""
 
 
 def _number(value: float) -> str:

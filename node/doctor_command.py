@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from shoal.node.cli_options import AsJson
 from shoal.node.config import CONFIG_NAME
 from shoal.node.doctor_findings import Finding, Report, problem
+from shoal.node.progress import shown
 
 
 def doctor(
@@ -17,7 +19,7 @@ def doctor(
         typer.Argument(help="a node's directory; default: this one if it has a node.toml"),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="warnings count: exit code 5")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, not a table")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look for what is wrong with a node, its machine and its place in the mesh.
 
@@ -30,7 +32,8 @@ def doctor(
     """
     if directory is None and Path(CONFIG_NAME).is_file():
         directory = Path()
-    report = _examine(directory)
+    with shown("looking"):
+        report = _examine(directory)
     if as_json:
         print(json.dumps(report.as_plain(strict=strict), indent=2, allow_nan=False))
     else:

@@ -23,6 +23,7 @@ from shoal.node.errors import PeerError
 from shoal.node.fetch_plan import Ask, FetchPlan, FetchSettings
 from shoal.node.meters import Meters
 from shoal.node.pieces import PieceDirectory, sizes_of
+from shoal.node.progress import tell
 from shoal.node.rate import TokenBucket
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class ChunkFetch:
             while not self._plan.done:
                 self._changed.clear()
                 now = loop.time()
+                tell(
+                    f"fetching checkpoint {self._height}, chunks",
+                    len(self._sizes) - self._plan.missing,
+                    len(self._sizes),
+                )
                 self._call_off(self._plan.stalled(now))
                 for ask in self._plan.asks(now):
                     task = loop.create_task(self._pull(ask), name=f"chunk from {ask.holder}")

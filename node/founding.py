@@ -21,6 +21,7 @@ from shoal.node.genesis import (
     write_genesis,
 )
 from shoal.node.identity import Identity
+from shoal.node.progress import tell
 from shoal.training.adapters import Lora, adapted_model
 from shoal.training.data import load
 from shoal.training.errors import TrainingError
@@ -109,10 +110,9 @@ def create_mesh(
     try:
         start = Start.of(model_config, base, lora)
         check_tokenizer_names(start.tokenizer_files)
+        tell("making the first weights")
         anchor = first_anchor(start.model(seed))
-        tokens = {
-            source: len(load(source, start.tokenizer).train) for source in sorted(set(sources))
-        }
+        tokens = _token_counts(sources, start.tokenizer)
     except TrainingError as error:
         raise UserError(str(error)) from None
     except PeerError as error:
@@ -149,6 +149,14 @@ def create_mesh(
             values["train.base"] = str(base)
         (directory / name / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")
     return genesis.mesh_id
+
+
+def _token_counts(sources: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for source in sorted(set(sources)):
+        tell("counting tokens, shards", len(counts), len(set(sources)))
+        counts[source] = len(load(source, tokenizer).train)
+    return counts
 
 
 def first_anchor(model: FlatModel) -> Anchor:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from shoal.node.cli_options import AsJson, answer
 from shoal.node.errors import UserError
 
 identity = typer.Typer(
@@ -20,7 +21,7 @@ Passphrase = Annotated[
 
 
 @identity.command()
-def show(directory: Directory) -> None:
+def show(directory: Directory, as_json: AsJson = False) -> None:
     """Print a node's id, and where newcomers ask it.
 
     Example: shoal identity show runs/mesh/node0
@@ -31,11 +32,13 @@ def show(directory: Directory) -> None:
 
     node_id = Identity.load(directory / KEY_NAME).node_id
     warnings = backup_warnings(directory, node_id)
-    print(f"id     {node_id.hex()}")
     join = load_settings(directory).node.join_advertised
+    lines = [f"id     {node_id.hex()}"]
     if join:
-        print(f"join   {join}, with what `shoal invite {directory}` prints")
-    print(f"backup {'; '.join(warnings) or 'made'}")
+        lines.append(f"join   {join}, with what `shoal invite {directory}` prints")
+    lines.append(f"backup {'; '.join(warnings) or 'made'}")
+    facts = {"node_id": node_id.hex(), "join": join or None, "backup_warnings": warnings}
+    answer(facts, lines, as_json=as_json)
 
 
 @identity.command()
@@ -43,6 +46,7 @@ def export(
     directory: Directory,
     target: Annotated[Path, typer.Argument(help="a new file, on another disk")],
     passphrase_file: Passphrase = None,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a node's key to a file, locked with a passphrase.
 
@@ -51,7 +55,9 @@ def export(
     from shoal.node.backup import export_key
 
     made = export_key(directory, target, _passphrase(passphrase_file, confirm=True))
-    print(f"the key of {made.node_id.hex()} is in {target}, for whoever has the passphrase")
+    node_id = made.node_id.hex()
+    line = f"the key of {node_id} is in {target}, for whoever has the passphrase"
+    answer({"node_id": node_id, "file": str(target)}, [line], as_json=as_json)
 
 
 @identity.command("import")
@@ -59,6 +65,7 @@ def bring_back(
     source: Annotated[Path, typer.Argument(help="what `shoal identity export` wrote")],
     directory: Directory,
     passphrase_file: Passphrase = None,
+    as_json: AsJson = False,
 ) -> None:
     """Bring a node's key back from a copy.
 
@@ -70,7 +77,9 @@ def bring_back(
     from shoal.node.backup import import_key
 
     brought = import_key(source, directory, _passphrase(passphrase_file, confirm=False))
-    print(f"{directory} has the key of {brought.node_id.hex()}")
+    node_id = brought.node_id.hex()
+    facts = {"node_id": node_id, "directory": str(directory)}
+    answer(facts, [f"{directory} has the key of {node_id}"], as_json=as_json)
 
 
 def _passphrase(file: Path | None, *, confirm: bool) -> str:

@@ -47,6 +47,7 @@ from shoal.node.invitations import keep_invitation
 from shoal.node.meters import Meters
 from shoal.node.pieces import PieceDirectory, assemble
 from shoal.node.presets import Preset, with_preset
+from shoal.node.progress import tell
 from shoal.node.strict import strict_stub
 from shoal.proto.mesh_pb2 import JoinRequest
 
@@ -110,10 +111,12 @@ async def join_mesh(
     """
     async with _connected(address, contact) as (contact, stub):
         try:
+            tell("fetching the genesis")
             genesis, parts, anchor = await _fetch_genesis(stub, invitation.mesh_id)
             _require_same_mesh(directory, genesis)
             await is_history_known([(contact, address)], genesis, invitation)
             certifier = Certifier(genesis)
+            tell("looking for the newest checkpoint")
             others = await _acquaintances(stub, genesis.mesh_id)
             # Where the contact was reached counts for more than what it says of itself.
             known = {contact: address}
@@ -126,6 +129,7 @@ async def join_mesh(
             raise UnreachableError(f"{address} did not deliver the mesh: {error}") from None
         except (PeerError, GossipError, ConsensusError) as error:
             raise UserError(f"what {address} sent is not to be trusted: {error}") from None
+    tell("checking and writing what was fetched")
     await asyncio.to_thread(
         _write_directory,
         directory,

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, parse_overrides
+from shoal.node.cli_options import (
+    AsJson,
+    Device,
+    Overrides,
+    PresetFile,
+    parse_overrides,
+)
+from shoal.node.progress import shown
 
 
 class Role(StrEnum):
@@ -86,7 +93,8 @@ def join(
     from shoal.node.trainer_child import training_child
     from shoal.training.process import loading
 
-    with loading():
+    # Without a thread of its own: the training process is forked off below.
+    with shown("loading", still=True), loading():
         from shoal.node.provision import join_and_configure, planned_settings
 
     model = str(base.resolve()) if base is not None else None
@@ -94,19 +102,20 @@ def join(
     train = planned_settings(preset, flags).train
     # The training process loads torch while the mesh is fetched.
     with training_child(train) if start else nullcontext() as child:
-        loaded = join_and_configure(
-            address,
-            directory,
-            token=token,
-            trust_id=trust_id,
-            first_use=first_use,
-            mesh_id=mesh,
-            data=data,
-            listen=listen,
-            advertise=advertise,
-            preset=preset,
-            flags=flags,
-        )
+        with shown("looking for a member"):
+            loaded = join_and_configure(
+                address,
+                directory,
+                token=token,
+                trust_id=trust_id,
+                first_use=first_use,
+                mesh_id=mesh,
+                data=data,
+                listen=listen,
+                advertise=advertise,
+                preset=preset,
+                flags=flags,
+            )
         print(f"ready; start it again later with: shoal run {directory}", flush=True)
         if start:
             from shoal.node.daemon import run as run_daemon

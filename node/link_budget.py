@@ -17,6 +17,7 @@ from shoal.node.config import TrainSettings
 from shoal.node.errors import UserError
 from shoal.node.founding import Start
 from shoal.node.genesis import MeshParameters
+from shoal.node.progress import tell
 from shoal.training.data import load
 from shoal.training.errors import TrainingError
 from shoal.training.local_steps import LocalTrainer, Schedule
@@ -95,6 +96,7 @@ def measure_work(
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
+        tell("timing steps, for the budget")
         begin = start()
         model, corpus = begin.model(seed=0), load(source, begin.tokenizer)
         corpus.require(sequence=settings.sequence, vocabulary_size=model.vocabulary_size)

@@ -1,6 +1,7 @@
 """One structured line per change of state, for people on a terminal and for machines in JSON."""
 
 import logging
+import os
 import sys
 from typing import Literal
 
@@ -16,7 +17,7 @@ def configure_logging(*, level: str, output_format: Format, node: str) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(colors=_is_coloured())
     )
     structlog.configure(
         processors=[
@@ -31,3 +32,9 @@ def configure_logging(*, level: str, output_format: Format, node: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(node=node)
+
+
+def _is_coloured() -> bool:
+    """As rich judges for everything else that is printed."""
+    dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
+    return sys.stderr.isatty() and not dumb and not os.environ.get("NO_COLOR")

@@ -3,7 +3,6 @@
 Which ones can change, and how a change is carried, is in mesh_parameters.py.
 """
 
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -47,9 +46,9 @@ def answer_lines(answer: MeshAnswer) -> list[str]:
     return lines
 
 
-def answer_as_json(answer: MeshAnswer) -> str:
+def as_plain(answer: MeshAnswer) -> dict[str, Any]:
     """The same for a program."""
-    return json.dumps({**asdict(answer), "changeable": CHANGEABLE}, indent=2)
+    return {**asdict(answer), "changeable": CHANGEABLE}
 
 
 def changed(mesh: MeshParameters, settings: Mapping[str, str]) -> MeshParameters:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from shoal.node.cli_options import AsJson, answer
 from shoal.node.errors import DamagedError
-
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of lines")]
+from shoal.node.progress import shown, tell
 
 
 def verify(
@@ -34,13 +34,14 @@ def verify(
     if (directory / "checkpoints").is_dir():
         directory = newest_checkpoint(directory)
     try:
-        proof = verify_checkpoint(directory, mesh_id)
+        with shown("reading"):
+            proof = verify_checkpoint(directory, mesh_id, tell=tell)
     except Refused as refusal:
         if as_json:
             facts = {"proved": False, "reason": refusal.reason, "message": str(refusal)}
             print(json.dumps(facts, indent=2))
         raise
-    print(json.dumps(proof.to_json(), indent=2) if as_json else "\n".join(proof.lines()))
+    answer(proof.to_json(), proof.lines(), as_json=as_json)
 
 
 def audit(
@@ -58,9 +59,10 @@ def audit(
 
     Example: shoal audit runs/mesh/node0
     """
-    from shoal.node.audit import audit_all
+    with shown("loading"):
+        from shoal.node.audit import audit_all
 
-    audits, skipped = audit_all(directory, previous)
+        audits, skipped = audit_all(directory, previous)
     if as_json:
         facts = {"audits": [each.to_json() for each in audits], "skipped": skipped}
         print(json.dumps(facts, indent=2))

@@ -41,6 +41,26 @@ class MadeMesh:
     # What its budget comes to.
     says: str
 
+    def lines(self) -> list[str]:
+        """What a person should know, and do next."""
+        first = self.directories[0]
+        return [
+            f"mesh {self.mesh_id}",
+            *(f"{node.name} {i}" for node, i in zip(self.directories, self.ids, strict=True)),
+            f"budget: {self.says}",
+            *(f"start:  shoal run {node}" for node in self.directories),
+            f"invite: shoal invite {first}, when it runs: it prints what a newcomer joins with",
+            f"keep:   shoal identity export {first} FILE, on another disk; each node's",
+        ]
+
+    def as_plain(self) -> dict[str, object]:
+        """The same for a program."""
+        nodes = [
+            {"name": node.name, "node_id": node_id, "directory": str(node)}
+            for node, node_id in zip(self.directories, self.ids, strict=True)
+        ]
+        return {"mesh_id": self.mesh_id, "nodes": nodes, "budget": self.says}
+
 
 def make_mesh(
     directory: Path,

@@ -10,6 +10,7 @@ import typer
 from shoal.node.addresses import DEFAULT_SERVE, is_loopback
 from shoal.node.cli_options import Device
 from shoal.node.errors import OK, UserError
+from shoal.node.progress import shown
 
 KEY_BYTES_MAX = 4096
 KEY_CHARACTERS_MIN = 16
@@ -66,7 +67,8 @@ def serve(
         device=pick_device(device or "cpu"),
         clock=time.time,
     )
-    first = follower.look()
+    with shown("verifying the newest checkpoint"):
+        first = follower.look()
     assert first is not None, "the first one is newer than none"
     service = run(Serving(follower, first), listen, key=key, requests_max=requests, grpc=grpc)
     asyncio.run(service)

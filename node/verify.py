@@ -20,6 +20,7 @@ from typing import Any
 from shoal.node.errors import UserError
 from shoal.node.verify_adapters import Adapters
 from shoal.node.verify_content import (
+    Tell,
     check_deltas,
     check_manifest,
     check_model_files,
@@ -170,16 +171,24 @@ def trusted_mesh(text: str) -> bytes:
     return mesh_id_of(path.read_bytes())
 
 
-def verify_checkpoint(directory: Path, trust: bytes | None = None, *, deltas: bool = True) -> Proof:
+def verify_checkpoint(
+    directory: Path,
+    trust: bytes | None = None,
+    *,
+    deltas: bool = True,
+    tell: Tell = lambda what, done, of: None,
+) -> Proof:
     """Check everything in a checkpoint directory.
 
     trust: the mesh id that it must be of; without it the one in the directory is believed, and
-    the caller should compare it. deltas: whether deltas.bin is checked as well.
+    the caller should compare it. deltas: whether deltas.bin is checked as well. tell:
+    hears what is being checked.
 
     Raises Refused, whose `reason` names the check that failed; UserError where there is no
     checkpoint to check.
     """
     _require_a_checkpoint(directory)
+    tell("checking signatures", 0, 0)
     genesis = _check_genesis(directory, trust)
     epoch, in_force = _check_epochs(directory, genesis)
     commit, record = _check_operation(directory, genesis, epoch)
@@ -195,8 +204,9 @@ def verify_checkpoint(directory: Path, trust: bytes | None = None, *, deltas: bo
     check_settled(directory, record[0])
     check_model_files(directory, genesis)
     check_nothing_else(directory, genesis)
+    tell("checking deltas", 0, 0)
     deltas_here = deltas and check_deltas(directory, genesis, record[0])
-    check_weights(directory, genesis, record[0], addresses)
+    check_weights(directory, genesis, record[0], addresses, tell)
     return Proof(
         directory=directory,
         mesh_id=genesis.mesh_id,

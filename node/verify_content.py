@@ -8,7 +8,7 @@ directory, as verify_formats.py says; the anchor is streamed, one chunk in memor
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import Struct
 from typing import BinaryIO
@@ -29,6 +29,9 @@ from shoal.node.verify_formats import (
     opened,
     read_file,
 )
+
+# Hears what is being checked, how much of it is done, and of how much (0: not known).
+Tell = Callable[[str, int, int], None]
 
 _LEAF_BYTES = 64 * 1024
 _MANIFEST = Struct(">14sB32sQ32sI")
@@ -162,7 +165,7 @@ def _places(file: BinaryIO, size: int, genesis: Genesis, record: Record) -> dict
 
 
 def check_weights(
-    directory: Path, genesis: Genesis, record: Record, addresses: list[bytes]
+    directory: Path, genesis: Genesis, record: Record, addresses: list[bytes], tell: Tell
 ) -> None:
     """Raise Refused unless each chunk has its address and the file of weights is the anchor."""
     names = {address.hex() for address in addresses}
@@ -179,6 +182,7 @@ def check_weights(
         places = _places(file, size, genesis, record)
         pieces = _pieces(genesis)
         for number, address in enumerate(addresses):
+            tell("checking weights, chunks", number, len(addresses))
             expected = min(MIB, 4 * genesis.total - number * MIB)
             data = _chunk(directory, address, expected)
             values: NDArray[np.int32] = np.frombuffer(data, dtype="<i4")

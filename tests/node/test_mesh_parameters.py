@@ -22,8 +22,8 @@ from shoal.node.mesh_parameters import (
 )
 from shoal.node.parameter_change import (
     MeshAnswer,
-    answer_as_json,
     answer_lines,
+    as_plain,
     changed,
     parse_settings,
 )
@@ -168,7 +168,7 @@ def test_a_person_sees_what_holds_what_comes_and_what_never_changes() -> None:
     text = "\n".join(answer_lines(answer))
     assert "epoch 4" in text and "decided: 2.0 -> 3.0" in text
     assert text.count("fixed: ") == len(FIXED)
-    plain = json.loads(answer_as_json(answer))
+    plain = json.loads(json.dumps(as_plain(answer)))
     assert plain["in_force"]["clip_factor"] == 2.0
     assert plain["decided"]["clip_factor"] == 3.0
-    assert json.loads(answer_as_json(MeshAnswer(4, GENESIS, None)))["decided"] is None
+    assert as_plain(MeshAnswer(4, GENESIS, None))["decided"] is None
