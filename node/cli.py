@@ -260,7 +260,7 @@ async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:
     from rich.live import Live
 
     from shoal.node.inspect_client import as_plain, watch_status
-    from shoal.node.views import make_console, status_view
+    from shoal.node.views import fitted, make_console, status_view
 
     console = make_console()
     if as_json or not console.is_terminal:
@@ -272,7 +272,7 @@ async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
         async for reply in watch_status(address, member=member):
-            live.update(status_view(reply), refresh=True)
+            live.update(fitted(status_view(reply), console), refresh=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -38,6 +39,17 @@ def status_view(reply: StatusReply) -> RenderableType:
     ):
         parts += [Text(), part]
     return Group(*parts)
+
+
+def fitted(view: RenderableType, console: Console) -> RenderableType:
+    """The view on one screen: what does not fit is left out, and said to be."""
+    lines = console.render_lines(view, pad=False)
+    if len(lines) <= console.height:
+        return view
+    room = console.height - 1
+    kept = [each for line in lines[:room] for each in (*line, Segment.line())]
+    note = f"{len(lines) - room} more lines: make the window taller, or leave --watch out"
+    return Group(Segments(kept), Text(note, style="dim"))
 
 
 def checkpoints_table(checkpoints: Sequence[CheckpointReply], *, total: int) -> RenderableType:

@@ -93,6 +93,14 @@ def test_a_watch_fills_the_screen_and_gives_it_back() -> None:
     assert text.index(BACK) < text.index("error: ")
 
 
+def test_what_a_small_screen_has_no_room_for_is_said() -> None:
+    with fake_node(example_reply()) as address:
+        _, small = on_a_terminal("status", address, "--watch", LINES="20")
+        _, large = on_a_terminal("status", address, "--watch", LINES="60")
+    assert "more lines: make the window taller" in small and "rejected from peers" not in small
+    assert "more lines" not in large and "rejected from peers" in large
+
+
 def test_no_color_means_no_colour() -> None:
     with fake_node(example_reply()) as address:
         code, text = on_a_terminal("status", address, NO_COLOR="1")
