@@ -55,7 +55,9 @@ def shown(what: str, *, still: bool = False) -> Iterator[None]:
         TextColumn("{task.fields[share]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True, auto_refresh=not still) as progress:
+    with Progress(
+        *columns, console=console, transient=True, auto_refresh=not still, refresh_per_second=4
+    ) as progress:
         task = progress.add_task(what, total=None, share="")
 
         def show(what: str, done: int, of: int) -> None:
