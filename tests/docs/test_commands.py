@@ -6,6 +6,7 @@ One mesh of four real nodes, made by README's own commands; the other pages go o
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -82,11 +83,12 @@ def test_what_nobody_types_here_stands_on_a_page() -> None:
 @pytest.mark.parametrize("page", UNTYPED)
 def test_what_an_untyped_page_says_of_shoal_exists(page: str) -> None:
     text = "".join(block.text for block in read_blocks(page)).replace("\\\n", " ")
-    commands = get_command(app).commands
+    root: Any = get_command(app)
     said = re.findall(r"\bshoal ([a-z]+)((?: +[^\s|;&#]+)*)", text)
     assert len(said) >= 5
     for name, rest in said:
-        known = {option for each in commands[name].params for option in each.opts}
+        parameters = root.commands[name].params
+        known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
         assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"shoal {name}{rest}"
 
 
