@@ -75,6 +75,10 @@ def init(
         Path | None,
         typer.Option(help="a transformers config.json, or the directory of a pretrained model"),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="train this installed task, or module:Class, with --model as its config"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first weights and of batches")] = 0,
     budget: Annotated[
         str | None,
@@ -105,6 +109,7 @@ def init(
             preset=preset,
             flags=parse_overrides(settings),
             budget=budget,
+            task=task,
         )
     answer(made.as_plain(), made.lines(), as_json=as_json)
 

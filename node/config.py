@@ -126,6 +126,8 @@ class TrainSettings(_Section):
     """builtin:I/N, or a file or directory of text; relative to this file"""
     base: str = ""
     """directory of the model that the mesh trains adapters of, if it does; relative to this file"""
+    task: Annotated[str, Field(pattern=r"^([A-Za-z0-9_.]+:[A-Za-z0-9_.]+)?$")] = ""
+    """module:Class that may be imported as the task of the mesh, if no package offers it by name"""
     threads: Count = 1
     """CPU threads for the arithmetic"""
     nice: Annotated[int, Field(ge=0, le=19)] = 10

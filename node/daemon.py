@@ -165,6 +165,7 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
         "model": genesis.model_config,
         "lora": None if genesis.lora is None else genesis.lora.to_json(),
         "base": train.base or None,
+        "task": train.task or None,
         "tokenizer": str(settings.node.directory / "genesis" / "tokenizer"),
         "data": train.data,
         "device": train.device,

@@ -57,6 +57,11 @@ class Patient:
     configured: bool = True
 
     @property
+    def trains_task(self) -> bool:
+        """Whether what it trains is not text."""
+        return self.genesis is not None and self.genesis.task
+
+    @property
     def parameters(self) -> int:
         """Of the model, 0 where that is not known."""
         return self.genesis.parameters if self.genesis is not None else 0
@@ -188,8 +193,8 @@ async def _disk(patient: Patient) -> list[Finding]:
         doctor_place.judge_text(
             words, sequence=settings.train.sequence, enabled=settings.train.enabled
         )
-        if home is not None
-        else not_checked("data", patient.unknown)
+        if home is not None and not patient.trains_task
+        else not_checked("data", patient.unknown or "the mesh's task reads it, not the doctor")
     ]
     if home is not None:
         findings.append(doctor_disk.judge_directory(facts))

@@ -26,6 +26,7 @@ from shoal.node.errors import UserError
 from shoal.node.identity import Identity, short
 from shoal.training.documents import file_documents
 from shoal.training.errors import TrainingError
+from shoal.training.installed_tasks import TASK_KEY
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
 DOCUMENT_BYTES_MAX = 1 << 20
@@ -153,6 +154,8 @@ class GenesisFacts:
     tokenizer_missing: tuple[str, ...] = ()
     founders: tuple[tuple[bytes, str], ...] = ()
     error: str = ""
+    # Whether it trains a task: then data is what that understands.
+    task: bool = False
 
     @property
     def parameters(self) -> int:
@@ -175,12 +178,13 @@ def genesis_facts(directory: Path) -> GenesisFacts:
         missing = tuple(name for name in names if not (folder / "tokenizer" / name).is_file())
         anchor = folder / "anchor.bin"
         size = anchor.stat().st_size if anchor.is_file() else 0
+        task = TASK_KEY in content["model"]
     except OSError as error:
         return GenesisFacts(path, error=error.strerror or "it cannot be read")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return GenesisFacts(path, error="it is not a genesis document")
     mesh_id = hashlib.sha256(GENESIS_DOMAIN + document).digest()
-    return GenesisFacts(path, mesh_id, size, missing, founders)
+    return GenesisFacts(path, mesh_id, size, missing, founders, task=task)
 
 
 def judge_genesis(facts: GenesisFacts) -> Finding:

@@ -29,9 +29,10 @@ class Evaluation:
         try:
             height, committed = self._model.height, self._model.committed
             await self._model.compute(lambda: committed.to_weights(out=trainer.evaluation_slot()))
-            loss = await trainer.evaluate(str(height))
-            self._facts().evaluations[height] = loss
-            log.info("checkpoint.evaluated", height=height, held_out_loss=round(loss, 4))
+            measured = await trainer.evaluate(str(height))
+            self._facts().evaluations[height] = measured["loss"]
+            values = {f"held_out_{name}": round(value, 4) for name, value in measured.items()}
+            log.info("checkpoint.evaluated", height=height, **values)
         except TrainingFailed:
             return
 

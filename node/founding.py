@@ -23,8 +23,9 @@ from shoal.node.genesis import (
 from shoal.node.identity import Identity
 from shoal.node.progress import tell
 from shoal.training.adapters import Lora, adapted_model
-from shoal.training.data import load
+from shoal.training.data import Source, load
 from shoal.training.errors import TrainingError
+from shoal.training.installed_tasks import installed_task, task_config
 from shoal.training.model import (
     PARAMETERS_MAX,
     FlatModel,
@@ -33,6 +34,8 @@ from shoal.training.model import (
     load_model,
     with_mask_token,
 )
+from shoal.training.task import Task
+from shoal.training.task_training import Examples, TaskModel
 from shoal.training.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_files
 
 
@@ -55,22 +58,32 @@ def node_sources(data: str, nodes: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The model that a mesh begins with, and its tokenizer."""
+    """What a mesh begins with: a model and its tokenizer, or a task."""
 
     config: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     tokenizer_files: dict[str, bytes]
-    base: Path | None
-    lora: Lora | None
+    base: Path | None = None
+    lora: Lora | None = None
+    task: Task | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None, base: Path | None, lora: Lora | None) -> Self:
+    def of(
+        cls,
+        config: Mapping[str, Any] | None,
+        base: Path | None,
+        lora: Lora | None,
+        task: str | None = None,
+    ) -> Self:
         """Raises TrainingError.
 
-        config: of transformers; None is the default model. base: directory of a pretrained model
-        of that configuration; the mesh begins with its tokenizer and its weights, or with fresh
-        adapters of it, `lora`.
+        config: of transformers, or the task's; None is the default. base: directory of a pretrained
+        model of that configuration; the mesh begins with its tokenizer and its weights, or with
+        fresh adapters of it, `lora`. task: the name of what is trained instead of a language model.
         """
+        if task is not None:
+            document = task_config(task, config or {})
+            return cls(document, None, {}, task=installed_task(document, task))
         tokenizer = load_tokenizer(base)
         files = ByteTokenizer().files() if base is None else tokenizer_files(base)
         chosen = config if config is not None else default_config()
@@ -78,11 +91,20 @@ class Start:
 
     def model(self, seed: int) -> FlatModel:
         """Return it with its first weights; raises TrainingError."""
+        if self.task is not None:
+            return TaskModel(self.task, seed)
         if self.base is None:
             return FlatModel(build_model(self.config, seed))
         if self.lora is None:
             return FlatModel(load_model(self.config, self.base))
         return FlatModel(adapted_model(self.config, self.lora, self.base, seed))
+
+    def read(self, source: str) -> Source:
+        """Return what one founder trains on; raises TrainingError."""
+        if self.task is not None:
+            return Examples.read(self.task, source)
+        assert self.tokenizer is not None
+        return load(source, self.tokenizer)
 
 
 def create_mesh(
@@ -98,21 +120,22 @@ def create_mesh(
     names: Sequence[str],
     base: Path | None = None,
     lora: Lora | None = None,
+    task: str | None = None,
 ) -> bytes:
     """Make `directory/NAME` for each founder, with a key, a node.toml and the genesis.
 
-    data: as in `node_sources`; model_config, base, lora: as in `Start.of`.
+    data: as in `node_sources`; model_config, base, lora, task: as in `Start.of`.
     Returns the mesh id. Raises UserError in one line where the model or the data is wrong; then
     nothing has been written.
     """
     addresses = node_addresses(host, ports)
     sources = node_sources(data, nodes)
     try:
-        start = Start.of(model_config, base, lora)
+        start = Start.of(model_config, base, lora, task)
         check_tokenizer_names(start.tokenizer_files)
         tell("making the first weights")
         anchor = first_anchor(start.model(seed))
-        tokens = _token_counts(sources, start.tokenizer)
+        tokens = _token_counts(sources, start)
     except TrainingError as error:
         raise UserError(str(error)) from None
     except PeerError as error:
@@ -147,15 +170,17 @@ def create_mesh(
         }
         if lora is not None:
             values["train.base"] = str(base)
+        if task is not None and ":" in task:
+            values["train.task"] = task
         (directory / name / CONFIG_NAME).write_text(document_settings(values), encoding="utf-8")
     return genesis.mesh_id
 
 
-def _token_counts(sources: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]:
+def _token_counts(sources: Sequence[str], start: Start) -> dict[str, int]:
     counts: dict[str, int] = {}
     for source in sorted(set(sources)):
         tell("counting tokens, shards", len(counts), len(set(sources)))
-        counts[source] = len(load(source, tokenizer).train)
+        counts[source] = len(start.read(source).train)
     return counts
 
 

@@ -26,6 +26,7 @@ from shoal.node.checkpoints import OWN_NAMES
 from shoal.node.durable import write_durably
 from shoal.node.errors import DamagedError, PeerError
 from shoal.training.adapters import Lora
+from shoal.training.installed_tasks import TaskName
 from shoal.training.model import is_masked
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
@@ -136,6 +137,8 @@ class Genesis:
     name: str
     # The adapters that the schema is of; None where it is of the model itself.
     lora: Lora | None
+    # What is trained where that is no language model; `model_config` names it too.
+    task: TaskName | None
 
     @cached_property
     def mesh_id(self) -> bytes:
@@ -264,6 +267,7 @@ def parse_document(document: bytes) -> Genesis:
             },
             name=str(content["name"]),
             lora=Lora.from_json(content["lora"]) if "lora" in content else None,
+            task=TaskName.of(content["model"]),
         )
     except PeerError:
         raise
@@ -309,6 +313,8 @@ def _check_genesis(genesis: Genesis) -> None:
     if genesis.schema.layout.total > PARAMETERS_MAX:
         raise PeerError("genesis-size", f"more than {PARAMETERS_MAX} parameters")
     check_tokenizer_names(genesis.tokenizer_hashes)
+    if genesis.task is not None and (genesis.lora is not None or genesis.tokenizer_hashes):
+        raise PeerError("genesis-task", "a task has no adapters and no tokenizer")
     if problems := genesis.parameters.problems():
         raise PeerError("genesis-parameters", "; ".join(problems))
 

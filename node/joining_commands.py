@@ -77,6 +77,9 @@ def join(
     base: Annotated[
         Path | None, typer.Option(help="directory of the model that the mesh trains adapters of")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="the task that the mesh trains")
+    ] = None,
     listen: Annotated[str | None, typer.Option(help="host:port; default: a free port")] = None,
     advertise: Annotated[str, typer.Option(help="host:port that others dial")] = "",
     device: Device = None,
@@ -98,7 +101,12 @@ def join(
         from shoal.node.provision import join_and_configure, planned_settings
 
     model = str(base.resolve()) if base is not None else None
-    flags = {"train.device": device, "train.base": model, **parse_overrides(settings)}
+    flags = {
+        "train.device": device,
+        "train.base": model,
+        "train.task": task,
+        **parse_overrides(settings),
+    }
     train = planned_settings(preset, flags).train
     # The training process loads torch while the mesh is fetched.
     with training_child(train) if start else nullcontext() as child:

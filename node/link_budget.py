@@ -18,7 +18,7 @@ from shoal.node.errors import UserError
 from shoal.node.founding import Start
 from shoal.node.genesis import MeshParameters
 from shoal.node.progress import tell
-from shoal.training.data import load
+from shoal.training.data import Corpus
 from shoal.training.errors import TrainingError
 from shoal.training.local_steps import LocalTrainer, Schedule
 
@@ -98,11 +98,12 @@ def measure_work(
     try:
         tell("timing steps, for the budget")
         begin = start()
-        model, corpus = begin.model(seed=0), load(source, begin.tokenizer)
-        corpus.require(sequence=settings.sequence, vocabulary_size=model.vocabulary_size)
+        model, data = begin.model(seed=0), begin.read(source)
+        if isinstance(data, Corpus):
+            data.require(sequence=settings.sequence, vocabulary_size=model.vocabulary_size)
         trainer = LocalTrainer(
             model,
-            corpus,
+            data,
             Schedule(learning_rate=1e-4, warmup_tokens=1, schedule_tokens=2),
             batch=settings.batch,
             sequence=settings.sequence,

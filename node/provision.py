@@ -74,12 +74,14 @@ def make_mesh(
     preset: Path | None,
     flags: Mapping[str, object],
     budget: str | None = None,
+    task: str | None = None,
 ) -> MadeMesh:
     """Create directory/node0 and so on.
 
     host: "{index}" in it is the node's number; then all have the same port.
     flags: further settings by dotted name, for each node.toml.
     budget: bytes per parameter and round, or a link's speed (link_budget.py); else the preset's.
+    task: the name of a task to train; then `model` is the file of its configuration.
     Raises UserError when there is a mesh already, or an input cannot be read.
     """
     made = [directory / f"node{index}" for index in range(nodes)]
@@ -93,15 +95,21 @@ def make_mesh(
     chosen = load_preset(preset)
     check_names("--set ", flags, setting_names())
     base = model.resolve() if model is not None and model.is_dir() else None
+    if task is not None and (base is not None or chosen.lora):
+        raise UserError(
+            f"--task {task}: a task has a module of its own; leave [lora] out, and give --model "
+            "the JSON file of the task's configuration, if it has one"
+        )
     config = read_model_config(model if base is None else base / "config.json")
     lora = chosen_adapters(chosen, str(preset), base)
     source = absolute_source(data)
     parameters = mesh_parameters(chosen, str(preset))
-    if base is not None and "muon_scale" not in chosen.mesh:
-        # What AdamW has trained is best trained on by AdamW (Liu et al. 2025, 3.5).
+    if (base is not None or task is not None) and "muon_scale" not in chosen.mesh:
+        # What AdamW has trained is best trained on by AdamW (Liu et al. 2025, 3.5). Of a task's
+        # module nobody knows which matrices lie between its ends.
         parameters = dataclasses.replace(parameters, muon_scale=0.0)
     if budget is not None:
-        start = partial(Start.of, config, base, lora)
+        start = partial(Start.of, config, base, lora, task)
         train = planned_settings(preset, flags).train
         measure = partial(
             measure_work, start, node_sources(source, nodes)[0], train, parameters.muon_scale
@@ -119,6 +127,7 @@ def make_mesh(
         names=[node.name for node in made],
         base=base,
         lora=lora,
+        task=task,
     )
     for node in made:
         apply_preset(chosen, node, flags)

@@ -80,7 +80,7 @@ class RoundLoop:
         self._model = model
         self._trainer = trainer
         self._mesh = mesh
-        self._step_tokens = train.batch * train.sequence
+        self._step_tokens = int(trainer.ready["step_tokens"])
         self._max_rounds = train.max_rounds
         self._snapshots = Snapshots(directory, train.snapshot_rounds)
         self._publish = publish

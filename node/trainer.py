@@ -79,7 +79,7 @@ class TrainerProcess:
         self._commands: asyncio.WriteTransport | None = None
         self._events = asyncio.StreamReader(limit=LINE_BYTES_MAX)
         self._rounds: asyncio.Queue[RoundResult | TrainingFailed] = asyncio.Queue()
-        self._evaluations: dict[str, asyncio.Future[float]] = {}
+        self._evaluations: dict[str, asyncio.Future[dict[str, float]]] = {}
         self._rebased = asyncio.Event()
         self._rebased.set()
         self._reader: asyncio.Task[None] | None = None
@@ -168,9 +168,10 @@ class TrainerProcess:
         """Return where the weights to evaluate go."""
         return self.memory.slots[SLOT_EVALUATE_IN]
 
-    async def evaluate(self, tag: str) -> float:
-        """Return the held-out loss (nats per token) of the evaluation slot, between rounds."""
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    async def evaluate(self, tag: str) -> dict[str, float]:
+        """Return the held-out "loss" (nats per token) of the evaluation slot, between rounds, and
+        whatever else a task measures."""
+        future: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
         self._evaluations[tag] = future
         self._send({"cmd": "evaluate", "tag": tag})
         return await future
@@ -205,7 +206,7 @@ class TrainerProcess:
             elif kind == "evaluated":
                 future = self._evaluations.pop(event["tag"], None)
                 if future is not None and not future.done():
-                    future.set_result(float(event["loss"]))
+                    future.set_result(event["measured"])
             elif kind == "error":
                 failure = str(event["message"])
             else:

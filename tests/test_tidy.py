@@ -94,7 +94,7 @@ def folder_of(module: str) -> str | None:
 
 
 ALL_SOURCES = [*sources(*FOLDERS)]
-EVERYTHING = [*ALL_SOURCES, *sources("tests", "benchmarks", "scripts")]
+EVERYTHING = [*ALL_SOURCES, *sources("tests", "benchmarks", "scripts", "examples")]
 
 
 @pytest.mark.parametrize("path", ALL_SOURCES, ids=relative)

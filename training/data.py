@@ -10,9 +10,10 @@ a node that was restarted does not begin its data again.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,17 @@ from shoal.training.errors import TrainingError
 from shoal.training.tokenizer import SEPARATOR, Tokenizer, Tokens
 
 HELD_OUT_SHARE = 0.05
+
+
+class Source(Protocol):
+    """What a node learns from: a Corpus of text, or the Examples of a task (task_training.py)."""
+
+    @property
+    def train(self) -> Sized:
+        """What it is trained on."""
+
+    def batch(self, *, seed: int, round: int, step: int, batch: int, sequence: int) -> Any:
+        """Return what one step learns from, as the loss of its model takes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shoal.training.data import Corpus
+from shoal.training.data import Source
 from shoal.training.model import FlatModel
 from shoal.training.optimiser import Optimiser
 
@@ -51,7 +51,7 @@ class LocalTrainer:
     def __init__(
         self,
         model: FlatModel,
-        corpus: Corpus,
+        corpus: Source,
         schedule: Schedule,
         *,
         batch: int,

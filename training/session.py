@@ -17,13 +17,15 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from shoal.training.adapters import Lora, adapted_model, require_base
-from shoal.training.data import Corpus, load
+from shoal.training.data import Corpus, Source, load
 from shoal.training.device import pick_device
 from shoal.training.errors import TrainingError
 from shoal.training.evaluate import held_out_loss
+from shoal.training.installed_tasks import TaskName, installed_task
 from shoal.training.local_steps import LocalTrainer, Schedule
 from shoal.training.model import FlatModel, build_model
-from shoal.training.tokenizer import Tokenizer, Tokens, load_tokenizer
+from shoal.training.task_training import Examples, TaskModel
+from shoal.training.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class SessionConfig:
     # Adapters to train instead of the model (adapters.py), and the directory of what they adapt.
     lora: dict[str, Any] | None = None
     base: str | None = None
+    # The module:Class that a task may be imported by (installed_tasks.py).
+    task: str | None = None
     # Directory of a tokenizer; None is the built-in one.
     tokenizer: str | None = None
     device: str = "auto"
@@ -90,9 +94,9 @@ class SessionConfig:
                 raise TrainingError(f"{name} must be from {low} to {high}, not {value}")
         if not isinstance(self.model, dict):
             raise TrainingError("model must be a model configuration (a JSON object)")
-        for name in ("data", "device", "tokenizer", "base"):
+        for name in ("data", "device", "tokenizer", "base", "task"):
             value = getattr(self, name)
-            optional = name in ("tokenizer", "base")
+            optional = name in ("tokenizer", "base", "task")
             if not isinstance(value, str) and not (optional and value is None):
                 raise TrainingError(f"{name} must be a string, not {value!r}")
 
@@ -124,41 +128,49 @@ class RoundReport:
 
 
 class Material(NamedTuple):
-    """What a session learns from."""
+    """What a session learns from. tokenizer: None where that is no text."""
 
-    tokenizer: Tokenizer
-    corpus: Corpus
+    tokenizer: Tokenizer | None
+    source: Source
 
     @property
     def shard_tokens(self) -> int:
-        """How many tokens there are to train on."""
-        return len(self.corpus.train)
+        """How many tokens, or a task's examples, there are to train on."""
+        return len(self.source.train)
 
 
 def read_material(config: SessionConfig) -> Material:
     """Read the tokenizer and the text, which needs no model; raises TrainingError.
 
-    A base model that is not the mesh's is found here too: before anybody hears of this node.
+    A base model or a task that is not the mesh's is found here too: before anybody hears of this
+    node.
     """
+    if TaskName.of(config.model) is not None:
+        task = installed_task(config.model, config.task)
+        return Material(None, Examples.read(task, config.data))
     if config.lora is not None:
         require_base(Lora.from_json(config.lora), config.base)
     tokenizer = load_tokenizer(None if config.tokenizer is None else Path(config.tokenizer))
     return Material(tokenizer, load(config.data, tokenizer))
 
 
-def fresh_model(config: SessionConfig, seed: int) -> torch.nn.Module:
-    """What is trained, with weights drawn from `seed`: the model, or its base with adapters.
+def fresh_model(config: SessionConfig, seed: int, device: torch.device | None = None) -> FlatModel:
+    """What is trained, with weights drawn from `seed`: a task's module, a language model, or its
+    base with adapters.
 
     Raises TrainingError. The base is the one that `read_material` has checked.
     """
+    if TaskName.of(config.model) is not None:
+        return TaskModel(installed_task(config.model, config.task), seed, device)
     if config.lora is None:
-        return build_model(config.model, seed)
+        return FlatModel(build_model(config.model, seed), device)
     assert config.base is not None
-    return adapted_model(config.model, Lora.from_json(config.lora), Path(config.base), seed)
+    lora = Lora.from_json(config.lora)
+    return FlatModel(adapted_model(config.model, lora, Path(config.base), seed), device)
 
 
 class TrainingSession:
-    """Model, text and optimiser of one node, and the two points x and base."""
+    """Model, data and optimiser of one node, and the two points x and base."""
 
     def __init__(
         self,
@@ -169,22 +181,22 @@ class TrainingSession:
         """material: what `read_material` gave; read here where it is None."""
         self._config = config
         self._clock = clock
-        device = pick_device(config.device)
-        self.tokenizer, self._corpus = material or read_material(config)
-        self.model = FlatModel(fresh_model(config, config.seed), device)
+        self.tokenizer, self._source = material or read_material(config)
+        self.model = fresh_model(config, config.seed, pick_device(config.device))
         self._require_fit()
         # Dropout, where the model has any, draws from torch's own state.
         torch.manual_seed(config.seed)
         self._trainer = LocalTrainer(
             self.model,
-            self._corpus,
+            self._source,
             Schedule(
                 learning_rate=config.learning_rate,
                 warmup_tokens=config.warmup_tokens,
                 schedule_tokens=config.schedule_tokens,
             ),
             batch=config.batch,
-            sequence=config.sequence,
+            # A task's examples are as long as they are; each counts as one token.
+            sequence=config.sequence if isinstance(self._source, Corpus) else 1,
             weight_decay=config.weight_decay,
             muon_scale=config.muon_scale,
             seed=config.seed,
@@ -192,12 +204,14 @@ class TrainingSession:
         self._base: torch.Tensor | None = None
 
     def _require_fit(self) -> None:
+        if not isinstance(self._source, Corpus):
+            return
         context = self.model.context_length
         if context is not None and self._config.sequence > context:
             raise TrainingError(
                 f"sequence is {self._config.sequence}, but the model can look at {context} tokens"
             )
-        self._corpus.require(
+        self._source.require(
             sequence=self._config.sequence, vocabulary_size=self.model.vocabulary_size
         )
 
@@ -205,6 +219,18 @@ class TrainingSession:
     def parameters(self) -> int:
         """P: how many values a vector of weights has."""
         return self.model.size
+
+    @property
+    def step_tokens(self) -> int:
+        """How many tokens, or a task's examples, one step trains on."""
+        return self._trainer.step_tokens
+
+    def read(self, source: str) -> Source:
+        """Return another source, read as this session's own; raises TrainingError."""
+        if isinstance(self._source, Examples):
+            return Examples.read(self._source.task, source)
+        assert self.tokenizer is not None
+        return load(source, self.tokenizer)
 
     def rebase(self, weights: torch.Tensor, newer: Sequence[torch.Tensor] = ()) -> None:
         """Move to a new starting point: x becomes base' + (x - base), and base becomes base'.
@@ -262,13 +288,15 @@ class TrainingSession:
             seconds=self._clock() - started,
         )
 
-    def evaluate(self, weights: torch.Tensor, held_out: Tokens | None = None) -> float:
-        """Return the loss of `weights` [P] on held-out text, by default this node's own."""
-        return held_out_loss(
-            self.model,
-            weights,
-            self._corpus.held_out if held_out is None else held_out,
-            batches=self._config.eval_batches,
-            batch=self._config.batch,
-            sequence=self._config.sequence,
-        )
+    def evaluate(self, weights: torch.Tensor, source: Source | None = None) -> dict[str, float]:
+        """Return "loss" of `weights` [P] on what a source holds out, by default this node's own;
+        beside it whatever else a task measures."""
+        source = self._source if source is None else source
+        size = {"batches": self._config.eval_batches, "batch": self._config.batch}
+        if isinstance(source, Corpus):
+            sequence, held_out = self._config.sequence, source.held_out
+            loss = held_out_loss(self.model, weights, held_out, **size, sequence=sequence)
+            return {"loss": loss}
+        assert isinstance(source, Examples) and isinstance(self.model, TaskModel)
+        with self.model.holding(weights), torch.no_grad():
+            return self.model.measure(source, **size)

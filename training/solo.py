@@ -111,10 +111,9 @@ def _first_weights(solo: SoloConfig, config: "SessionConfig", model: "FlatModel"
         from shoal.training.weights_file import read_weights
 
         return read_weights(Path(solo.weights), model)
-    from shoal.training.model import FlatModel
     from shoal.training.session import fresh_model
 
-    return FlatModel(fresh_model(config, solo.model_seed)).flat
+    return fresh_model(config, solo.model_seed).flat
 
 
 def _train(
@@ -153,14 +152,12 @@ def _train(
 def _measure(
     solo: SoloConfig, session: "TrainingSession", weights: "torch.Tensor"
 ) -> dict[str, Any]:
-    from shoal.training.data import load
-
-    losses = {}
-    for source in solo.evaluate:
-        losses[source] = session.evaluate(weights, load(source, session.tokenizer).held_out)
-    if not losses:
-        losses["data"] = session.evaluate(weights)
-    return {"loss": math.fsum(losses.values()) / len(losses), "losses": losses}
+    measured = {
+        source: session.evaluate(weights, session.read(source)) for source in solo.evaluate
+    } or {"data": session.evaluate(weights)}
+    losses = {source: found.pop("loss") for source, found in measured.items()}
+    result = {"loss": math.fsum(losses.values()) / len(losses), "losses": losses}
+    return {**result, "metrics": measured} if any(measured.values()) else result
 
 
 def _sample(
@@ -168,6 +165,8 @@ def _sample(
 ) -> str:
     from shoal.training.generate import sample
 
+    if session.tokenizer is None:
+        raise TrainingError("this model does not make text")
     with session.model.holding(weights):
         return sample(
             session.model,

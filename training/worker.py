@@ -145,9 +145,8 @@ class Worker:
         )
 
     def _evaluate(self, tag: str) -> None:
-        self._outbox.send(
-            "evaluated", tag=tag, loss=self._session.evaluate(self._slots[EVALUATE_IN])
-        )
+        measured = self._session.evaluate(self._slots[EVALUATE_IN])
+        self._outbox.send("evaluated", tag=tag, measured=measured)
 
 
 def main() -> NoReturn:
@@ -159,6 +158,9 @@ def main() -> NoReturn:
     try:
         _serve(inbox, outbox)
     except TrainingError as error:
+        if error.__cause__ is not None:
+            # It comes out of a task: whoever wrote that wants to know where.
+            traceback.print_exc()
         message = str(error)
     except MemoryError:
         message = "out of memory; make batch or sequence smaller"
@@ -206,6 +208,7 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
     outbox.send(
         "ready",
         params=session.parameters,
+        step_tokens=session.step_tokens,
         device=str(session.model.device),
         torch=torch.__version__,
     )

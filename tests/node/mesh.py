@@ -91,7 +91,7 @@ class MadeUpTraining:
     """Stands in for the training process: every round is a random step, made at once."""
 
     def __init__(self, parameters: int, seed: int) -> None:
-        self.ready = {"device": "none"}
+        self.ready = {"device": "none", "step_tokens": 32}
         self._slots = [torch.zeros(parameters) for _ in range(4)]
         self._random = torch.Generator().manual_seed(seed)
         self._rounds: asyncio.Queue[RoundResult] = asyncio.Queue()
@@ -149,8 +149,8 @@ class MadeUpTraining:
     def evaluation_slot(self) -> torch.Tensor:
         return self._slots[3]
 
-    async def evaluate(self, tag: str) -> float:
-        return float(self._slots[3].square().mean())
+    async def evaluate(self, tag: str) -> dict[str, float]:
+        return {"loss": float(self._slots[3].square().mean())}
 
     async def stop(self) -> None:
         return None
@@ -185,9 +185,12 @@ class RunningNode:
 
         self.model.on_added = added
         total, seed = self.model.schema.layout.total, self.node.state.node_id[0]
-        self.training = MadeUpTraining(total, seed)
+        self.training = self.make_training(total, seed)
         training: Any = self.training if train else None
         self._work = asyncio.create_task(self.node.run(training))
+
+    def make_training(self, parameters: int, seed: int) -> MadeUpTraining:
+        return MadeUpTraining(parameters, seed)
 
     async def stop(self) -> None:
         self._work.cancel()
@@ -222,7 +225,11 @@ class RunningNode:
 
 @asynccontextmanager
 async def running(
-    directories: list[Path], *, rounds: int, **settings: object
+    directories: list[Path],
+    *,
+    rounds: int,
+    kind: type[RunningNode] = RunningNode,
+    **settings: object,
 ) -> AsyncIterator[list[RunningNode]]:
     """Start a node for each directory, and stop them all at the end.
 
@@ -233,7 +240,7 @@ async def running(
     nodes: list[RunningNode] = []
     try:
         for directory in directories:
-            node = RunningNode(directory, load_settings(directory, changes))
+            node = kind(directory, load_settings(directory, changes))
             await node.start()
             nodes.append(node)
         yield nodes

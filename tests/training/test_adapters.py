@@ -59,11 +59,11 @@ def test_a_session_trains_adapters_and_leaves_the_base_alone(tmp_path: Path) -> 
     config = SessionConfig.from_json(tiny_settings(lora=lora, base=str(tmp_path)))
     session = TrainingSession(config)
     session.rebase(session.model.flat.clone())
-    before = session.evaluate(session.model.flat.clone())
+    before = session.evaluate(session.model.flat.clone())["loss"]
     delta = torch.empty(session.parameters)
     order = RoundOrder(round=1, steps=40, tokens_done=0, tokens_per_step=128)
     session.run_round(order, delta, before_step=lambda: None)
-    assert session.evaluate(session.model.flat.clone()) < before - 0.01
+    assert session.evaluate(session.model.flat.clone())["loss"] < before - 0.01
     frozen = dict(session.model.module.named_parameters())
     for name, value in base.module.named_parameters():
         owner, _, last = name.rpartition(".")

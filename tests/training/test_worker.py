@@ -74,7 +74,7 @@ class TestRunningWorker:
         worker.send("evaluate", tag="checkpoint 3")
         event = worker.event()
         assert (event["event"], event["tag"]) == ("evaluated", "checkpoint 3")
-        return float(event["loss"])
+        return float(event["measured"]["loss"])
 
     def test_a_rebase_overtakes_the_end_of_a_round_and_is_no_part_of_its_delta(
         self, worker: WorkerProcess
