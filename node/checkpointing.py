@@ -7,6 +7,7 @@ the recomputed root differs, this node's state is wrong and it fetches the certi
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
@@ -15,11 +16,7 @@ from shoal.compression.frame import FrameError
 from shoal.consensus.effects import Decided, Propose, Restored
 from shoal.consensus.epochs import EpochChain
 from shoal.consensus.ledger import Executed, Ledger
-from shoal.consensus.records import (
-    Checkpoint,
-    CheckpointRecord,
-    CutEntry,
-)
+from shoal.consensus.records import Checkpoint, CheckpointRecord, CutEntry, parse_operation
 from shoal.gossip.alignment import FULL_PERMILLE
 from shoal.gossip.delta import DeltaReference
 from shoal.gossip.errors import GossipError
@@ -33,6 +30,7 @@ from shoal.node.certified import (
     write_checkpoint,
 )
 from shoal.node.checkpoints import CheckpointStore
+from shoal.node.cut_times import CutTimes
 from shoal.node.database import Database
 from shoal.node.fetch import fetch_checkpoint
 from shoal.node.genesis import Genesis, MeshParameters
@@ -41,6 +39,7 @@ from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
 from shoal.node.pieces import assemble
+from shoal.node.run_rows import CheckpointDone, Row
 from shoal.node.shared_model import Coming, MissingDeltas, Outcome, SharedModel, Unsaid
 
 log = structlog.get_logger()
@@ -76,6 +75,7 @@ class Checkpointer:
         ledger: Callable[[], Ledger],
         on_certified: Callable[[Certified, bool], None],
         on_unsaid: Callable[[list[Unsaid]], Awaitable[None]],
+        tell: Callable[[Row], None],
     ) -> None:
         self._me = me
         self._genesis = genesis
@@ -92,6 +92,8 @@ class Checkpointer:
         self._ledger = ledger
         self._on_certified = on_certified
         self._on_unsaid = on_unsaid
+        self._tell = tell
+        self._times = CutTimes()
         self._target = 0
         self._wake = asyncio.Event()
 
@@ -101,7 +103,8 @@ class Checkpointer:
         """Build the record of everything that is pending here."""
         while True:
             mesh = self._mesh()
-            record = await self._propose(wish, mesh)
+            with self._times.during(wish.height, "propose"):
+                record = await self._propose(wish, mesh)
             # An epoch that begins while this is worked out may bring other parameters.
             if mesh == self._mesh():
                 return record
@@ -141,7 +144,8 @@ class Checkpointer:
         """
         while True:
             mesh = self._mesh()
-            equal = await self._check(record, mesh)
+            with self._times.during(record.height, "check"):
+                equal = await self._check(record, mesh)
             if mesh == self._mesh():
                 return equal
 
@@ -183,6 +187,12 @@ class Checkpointer:
         ]
         return Coming(members, mesh.clip_factor, mesh.budget)
 
+    def submitted(self, operation: bytes) -> None:
+        """The search for a cut ended here: a quorum has attested what this node proposed."""
+        parsed = parse_operation(operation)
+        if isinstance(parsed, Checkpoint):
+            self._times.until_now(parsed.record.height, "attest")
+
     # --- what consensus says --------------------------------------------------------------------
 
     async def decided(self, decided: Decided) -> None:
@@ -190,6 +200,7 @@ class Checkpointer:
         operation = decided.operation
         if isinstance(operation, Checkpoint) and isinstance(decided.result, Executed):
             record = operation.record
+            self._times.until_now(record.height, "order")
             certificate = decided.certificate.to_bytes()
             await self._database.put_cut(record.height, decided.operation_bytes, certificate)
             self._on_certified(
@@ -267,6 +278,23 @@ class Checkpointer:
             deltas=len(found.record.cut),
             root=outcome.root.hex()[:16],
             signatures=len(found.certificate.signers),
+        )
+        self._times.until_now(found.height, "commit")
+        self._tell(self._row(found, sum(len(blob) for blob in deltas if blob is not None)))
+
+    def _row(self, found: Certified, delta_bytes: int) -> CheckpointDone:
+        keys = self._epochs().validators(found.certificate.epoch).keys
+        return CheckpointDone(
+            time_s=time.time(),
+            height=found.height,
+            round=found.record.round,
+            root=found.record.anchor_root.hex(),
+            signers=[keys[signer].hex()[:16] for signer in found.certificate.signers],
+            view=found.certificate.view,
+            deltas=len(found.record.cut),
+            delta_bytes=delta_bytes,
+            tokens=found.parameters.tokens,
+            stages=self._times.take(found.height),
         )
 
     async def _fetch_newest(self) -> bool:

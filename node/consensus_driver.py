@@ -76,6 +76,8 @@ class Duties:
     propose: Callable[[Propose], Awaitable[CheckpointRecord | None]]
     # Whether recomputing the record here gives the same root and parameters.
     check: Callable[[CheckpointRecord], Awaitable[bool]]
+    # A quorum has attested what this node proposed, or somebody is to be evicted: it gets ordered.
+    submitted: Callable[[bytes], None] = lambda operation: None
 
 
 class ConsensusDriver:
@@ -217,6 +219,7 @@ class ConsensusDriver:
             case Check(record):
                 self._beside(self._check(record))
             case Submit(operation):
+                self._duties.submitted(operation)
                 self.submit(operation)
 
     def _on_epoch(self, started: EpochStarted, validators: Validators) -> None:

@@ -1,11 +1,13 @@
 """How good the newest committed model is on this node's held-out text, measured between rounds."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
 
 from shoal.node.round import RoundFacts
+from shoal.node.run_rows import Evaluated, Row, loss_or_none
 from shoal.node.shared_model import SharedModel
 from shoal.node.trainer import TrainerProcess, TrainingFailed
 
@@ -15,8 +17,11 @@ log = structlog.get_logger()
 class Evaluation:
     """At most one at a time: while one is under way, newer heights go without."""
 
-    def __init__(self, model: SharedModel, facts: Callable[[], RoundFacts]) -> None:
+    def __init__(
+        self, model: SharedModel, facts: Callable[[], RoundFacts], tell: Callable[[Row], None]
+    ) -> None:
         self._model = model
+        self._tell = tell
         self._facts = facts
         self._task: asyncio.Task[None] | None = None
 
@@ -33,6 +38,8 @@ class Evaluation:
             self._facts().evaluations[height] = measured["loss"]
             values = {f"held_out_{name}": round(value, 4) for name, value in measured.items()}
             log.info("checkpoint.evaluated", height=height, **values)
+            held_out = loss_or_none(measured["loss"])
+            self._tell(Evaluated(time_s=time.time(), height=height, held_out_loss=held_out))
         except TrainingFailed:
             return
 

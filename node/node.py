@@ -5,7 +5,7 @@ links ──► gossip driver ──► shared model ◄── round loop ◄─
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -18,7 +18,6 @@ from shoal.consensus.ledger import Ledger
 from shoal.consensus.members import Member
 from shoal.consensus.replica import Replica
 from shoal.consensus.state import Config
-from shoal.gossip.delta import Delta
 from shoal.gossip.liveness import Message
 from shoal.node.addresses import split_peer
 from shoal.node.bulk_wire import Contact, GenesisParts
@@ -50,6 +49,7 @@ from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.repair import Repair, repair_of_node
 from shoal.node.round import RoundLoop
+from shoal.node.run_rows import Row
 from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.statements import statement_reader
 from shoal.node.status import CHECKPOINTS_SHOWN, NodeState, StatusReply, status_reply
@@ -84,6 +84,8 @@ class Node:
         self._database = database
         self._sequence = sequence
         self._told = dict(map(split_peer, settings.node.peers))
+        # Told of every round and checkpoint, by whoever wants to know (recorder.py).
+        self.on_row: Callable[[Row], None] = lambda row: None
         self.meters = Meters()
         self._lag = LoopLag()
         self._store = CheckpointStore(settings.node.directory / "checkpoints")
@@ -118,7 +120,7 @@ class Node:
         self._repair = self._make_repair()
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
-        self._evaluation = Evaluation(model, lambda: self.state.facts)
+        self._evaluation = Evaluation(model, lambda: self.state.facts, lambda row: self.on_row(row))
         self.state = NodeState(
             settings=settings,
             genesis=genesis,
@@ -169,6 +171,7 @@ class Node:
             ledger=lambda: self._consensus.replica.ledger,
             on_certified=self._on_certified,
             on_unsaid=self._on_unsaid,
+            tell=lambda row: self.on_row(row),
         )
 
     def _make_consensus(self, rows: dict[str, bytes]) -> ConsensusDriver:
@@ -194,7 +197,6 @@ class Node:
             me=me,
             attempt_ms=int(settings.candidate_timeout_s * 1000),
         )
-        checkpointer = self._checkpointer
         return ConsensusDriver(
             replica=replica,
             attestor=Attestor(config, rows, sign=sign, verify=verify),
@@ -203,10 +205,11 @@ class Node:
             meters=self.meters,
             me=me,
             duties=Duties(
-                decided=checkpointer.decided,
-                restored=checkpointer.restored,
-                propose=checkpointer.propose,
-                check=checkpointer.check,
+                decided=self._checkpointer.decided,
+                restored=self._checkpointer.restored,
+                propose=self._checkpointer.propose,
+                check=self._checkpointer.check,
+                submitted=self._checkpointer.submitted,
             ),
             capture=open_capture(self._settings, self._database.boots),
         )
@@ -323,7 +326,7 @@ class Node:
             train=self._settings.train,
             directory=self._settings.node.directory,
             sequence=self._sequence,
-            publish=self._publish,
+            tell=lambda row: self.on_row(row),
         )
         self.state.facts = self._rounds.facts
         try:
@@ -332,9 +335,6 @@ class Node:
             # The node goes on relaying and voting: its shard is missing, its vote is not.
             self._rounds.facts.state = f"failed: {error}"
             log.error("training.failed", why=str(error))
-
-    async def _publish(self, delta: Delta) -> None:
-        await self._model.add(delta, own=True)
 
     # --- what happens ---------------------------------------------------------------------------
 

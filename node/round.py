@@ -11,7 +11,7 @@ delta of round r is compressed, and folds the new starting point in at a step bo
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from shoal.gossip.strategies.delta_log import say
 from shoal.node.config import TrainSettings
 from shoal.node.genesis import MeshParameters
 from shoal.node.identity import Identity
+from shoal.node.run_rows import RoundDone, Row, Stages, loss_or_none
 from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.snapshots import Snapshots
 from shoal.node.trainer import RoundResult, TrainerProcess
@@ -74,7 +75,7 @@ class RoundLoop:
         train: TrainSettings,
         directory: Path,
         sequence: int,
-        publish: Callable[[Delta], Awaitable[None]],
+        tell: Callable[[Row], None],
     ) -> None:
         self._identity = identity
         self._model = model
@@ -83,7 +84,7 @@ class RoundLoop:
         self._step_tokens = int(trainer.ready["step_tokens"])
         self._max_rounds = train.max_rounds
         self._snapshots = Snapshots(directory, train.snapshot_rounds)
-        self._publish = publish
+        self._tell = tell
         # A round's number says which text it reads: a node that comes back reads on.
         self._ordered = sequence
         self._in_flight = 0
@@ -110,35 +111,39 @@ class RoundLoop:
         while self.facts.sequence < (self._max_rounds or math.inf):
             result = await self._trainer.next_result()
             self._in_flight -= 1
-            delta = await self._make_delta(result)
+            stages = Stages()
+            stages.add("train", result.seconds)
+            delta = await self._make_delta(result, stages)
             if delta is not None:
-                await self._publish_or_skip(delta)
+                with stages("publish"):
+                    await self._publish_or_skip(delta)
                 if delta.header.sequence == 1:
                     age_s = time.time() - psutil.Process().create_time()
                     log.info("delta.first", seconds_after_start=round(age_s, 1))
                 await self._snapshot(result.round)
-            await self._start_from_anchor(result.round)
+            with stages("rebase"):
+                await self._start_from_anchor(result.round)
             self._order_round()
-            self._note(result, 0 if delta is None else len(delta.frame))
+            self._note(result, 0 if delta is None else len(delta.frame), stages)
         self.facts.state = "finished"
         self.facts.ended_at = asyncio.get_running_loop().time()
         log.info("training.finished", rounds=self.facts.sequence)
 
     async def _publish_or_skip(self, delta: Delta) -> None:
         try:
-            await self._publish(delta)
+            await self._model.add(delta, own=True)
         except DeltaError as error:
             # Others would refuse it too: a step too far, or a membership that ended.
             log.error("round.refused", round=delta.header.sequence, why=str(error))
             await self._model.compute(self.residual.clear)
 
-    async def _make_delta(self, result: RoundResult) -> Delta | None:
+    async def _make_delta(self, result: RoundResult, stages: Stages) -> Delta | None:
         """Residual, selection, compression, signature: the delta of one finished round."""
         parameters = self._model.parameters
         self.residual.beta = self._mesh().beta
         try:
             frame = await self._model.compute(
-                lambda: self._compress(self._trainer.delta_slot(result.round), parameters)
+                lambda: self._compress(self._trainer.delta_slot(result.round), parameters, stages)
             )
         except NonFiniteError:
             log.error("round.skipped", round=result.round, why="its delta is not finite")
@@ -148,22 +153,27 @@ class RoundLoop:
             log.warning("round.held-back", round=result.round, why="too many wait for a cut")
             return None
         self.facts.sequence += 1
-        return make_delta(
-            frame,
-            mesh_id=self._model.mesh_id,
-            sender=self._identity.node_id,
-            sequence=self.facts.sequence,
-            height=parameters.height,
-            steps=result.steps,
-            tokens=result.tokens,
-            sign=self._identity.sign,
-        )
+        with stages("sign"):
+            return make_delta(
+                frame,
+                mesh_id=self._model.mesh_id,
+                sender=self._identity.node_id,
+                sequence=self.facts.sequence,
+                height=parameters.height,
+                steps=result.steps,
+                tokens=result.tokens,
+                sign=self._identity.sign,
+            )
 
-    def _compress(self, delta: torch.Tensor, parameters: EpochParameters) -> bytes | None:
-        self.residual.absorb(delta)
+    def _compress(
+        self, delta: torch.Tensor, parameters: EpochParameters, stages: Stages
+    ) -> bytes | None:
+        with stages("residual"):
+            self.residual.absorb(delta)
         if self._model.book.pending_of(self._identity.node_id) >= OWN_PENDING_MAX:
             return None
-        kept, frame = say(self.residual, parameters, self._model.schema)
+        with stages("compress"):
+            kept, frame = say(self.residual, parameters, self._model.schema)
         self.facts.frame_bytes += len(frame)
         self.facts.values_kept += len(kept.indices)
         self.facts.values_dense += self._model.schema.layout.total
@@ -213,7 +223,7 @@ class RoundLoop:
             },
         )
 
-    def _note(self, result: RoundResult, frame_bytes: int) -> None:
+    def _note(self, result: RoundResult, frame_bytes: int, stages: Stages) -> None:
         facts = self.facts
         facts.loss = result.loss
         facts.steps += result.steps
@@ -227,6 +237,20 @@ class RoundLoop:
             loss=round(result.loss, 4),
             seconds=round(result.seconds, 2),
             bytes=frame_bytes,
+        )
+        self._tell(
+            RoundDone(
+                time_s=time.time(),
+                round=facts.sequence,
+                height=self._model.height,
+                loss=loss_or_none(result.loss),
+                steps=result.steps,
+                tokens=result.tokens,
+                tokens_total=facts.tokens,
+                seconds=round(result.seconds, 4),
+                delta_bytes=frame_bytes,
+                stages=stages.done,
+            )
         )
 
     async def say_again(self, unsaid: list[Unsaid]) -> None:
