@@ -28,6 +28,7 @@ from shoal.node import (
     life_commands,
     membership_commands,
     proof_commands,
+    runs_command,
     serve_command,
     simulate_command,
 )
@@ -258,6 +259,7 @@ dashboard_command.register(app)
 doctor_command.register(app)
 simulate_command.register(app)
 serve_command.register(app)
+runs_command.register(app)
 
 
 async def _watch(address: str, member: Path | None, *, as_json: bool) -> None:

@@ -57,7 +57,7 @@ def checkpoints_table(checkpoints: Sequence[CheckpointReply], *, total: int) -> 
     if not checkpoints:
         return Text("no checkpoint has been committed yet", style="dim")
     shown = f"the last {len(checkpoints)} of {total}" if total > len(checkpoints) else str(total)
-    table = _table(f"checkpoints ({shown})")
+    table = new_table(f"checkpoints ({shown})")
     for name in ("height", "round", "signatures", "view", "deltas", "tokens", "held-out loss"):
         table.add_column(name, justify="right")
     table.add_column("root")
@@ -82,7 +82,7 @@ def peers_table(peers: Sequence[PeerReply]) -> RenderableType:
     if not peers:
         return Text("no peers known", style="yellow")
     connected = sum(peer.state == "connected" for peer in peers)
-    table = _table(f"peers ({connected} of {len(peers)} connected)")
+    table = new_table(f"peers ({connected} of {len(peers)} connected)")
     table.add_column("node")
     table.add_column("address")
     table.add_column("state")
@@ -137,7 +137,8 @@ def loss(value: float) -> str:
     return f"{value:.3f}" if value else "-"
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """A table that looks as all of them do."""
     return Table(
         title=title,
         title_justify="left",
@@ -230,7 +231,7 @@ def _bytes_table(reply: StatusReply) -> RenderableType:
         return Text("nothing sent or received yet", style="dim")
     # Reading an absent key of a protobuf map would add it, hence the copies.
     sent, received = dict(reply.sent_bytes), dict(reply.received_bytes)
-    table = _table("payload bytes by kind")
+    table = new_table("payload bytes by kind")
     table.add_column("kind")
     table.add_column("sent", justify="right")
     table.add_column("received", justify="right")
