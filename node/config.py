@@ -187,6 +187,21 @@ class RetentionSettings(_Section):
     """bytes per second for pulling what this node should keep and does not have"""
 
 
+class TrackingSettings(_Section):
+    trackers: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow"]],
+        NoDecode,
+        BeforeValidator(_comma_separated),
+    ] = []
+    """who shows runs besides `shoal runs`: of tensorboard, wandb, mlflow (docs/tracking.md)"""
+    directory: str = ""
+    """where they write, relative to this file; "" means tracking/ in the node's directory"""
+    project: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] = "shoal"
+    """project of W&B, experiment of MLflow"""
+    wandb_online: bool = False
+    """true: W&B sends every run to its server; false: nothing leaves this machine"""
+
+
 class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error"""
@@ -206,6 +221,7 @@ class Settings(BaseSettings):
     gossip: GossipSettings = GossipSettings()
     consensus: ConsensusSettings = ConsensusSettings()
     retention: RetentionSettings = RetentionSettings()
+    tracking: TrackingSettings = TrackingSettings()
     log: LogSettings = LogSettings()
 
     @classmethod
@@ -219,6 +235,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "gossip": GossipSettings,
     "consensus": ConsensusSettings,
     "retention": RetentionSettings,
+    "tracking": TrackingSettings,
     "log": LogSettings,
 }
 
@@ -323,13 +340,14 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _anchored(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Relative paths in a file are meant from where the file lies."""
     home = path.resolve().parent
-    node, train = values.get("node", {}), values.get("train", {})
+    node = values.get("node", {})
     if isinstance(node, dict) and isinstance(node.get("directory", ""), str):
         values = merge(values, {"node": {"directory": str(home / node.get("directory", ""))}})
-    for key in ("data", "base"):
-        place = train.get(key) if isinstance(train, dict) else None
+    for section, key in (("train", "data"), ("train", "base"), ("tracking", "directory")):
+        table = values.get(section)
+        place = table.get(key) if isinstance(table, dict) else None
         if isinstance(place, str) and place and not place.startswith("builtin:"):
-            values = merge(values, {"train": {key: str(home / place)}})
+            values = merge(values, {section: {key: str(home / place)}})
     return values
 
 

@@ -38,8 +38,10 @@ from shoal.node.log import configure_logging
 from shoal.node.membership import MembershipEnded
 from shoal.node.metrics import MetricsServer, serve_metrics
 from shoal.node.node import Node
+from shoal.node.recorder import Tracker, recording
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
+from shoal.node.trackers import open_trackers
 from shoal.node.trainer import TrainerProcess
 from shoal.node.trainer_child import TrainerChild
 
@@ -57,7 +59,9 @@ def run(settings: Settings, child: TrainerChild | None) -> int:
     # The model's arithmetic here is short and bound by memory; more threads would only fight the
     # training process for the cores.
     torch.set_num_threads(1)
-    return uvloop.run(run_node(settings, child))
+    # Before the loop runs: their libraries take long to load.
+    trackers = open_trackers(settings)
+    return uvloop.run(run_node(settings, child, trackers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,11 @@ async def open_node(settings: Settings) -> Opened:
     return Opened(node, genesis, model, database)
 
 
-async def run_node(settings: Settings, child: TrainerChild | None) -> int:
+async def run_node(
+    settings: Settings,
+    child: TrainerChild | None,
+    trackers: Mapping[str, Tracker] | None = None,
+) -> int:
     """Build a node from its directory, run it, and close everything in order."""
     opened = await open_node(settings)
     try:
@@ -124,7 +132,10 @@ async def run_node(settings: Settings, child: TrainerChild | None) -> int:
         gc.freeze()
         parameters = opened.model.schema.layout.total
         trainer = TrainerProcess(child, parameters) if child is not None else None
-        await _serve(opened.node, settings, opened.genesis, trainer)
+        node = opened.node
+        async with recording(node.state, opened.database.boots, trackers or {}) as recorder:
+            node.on_row = recorder.tell
+            await _serve(node, settings, opened.genesis, trainer)
     finally:
         await opened.database.close()
     return OK
