@@ -19,6 +19,8 @@ from pydantic import Field, TypeAdapter
 STAGES_MAX = 16
 # Any time that a calendar of this century has.
 Time = Annotated[float, Field(ge=0, le=4e9)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Loss = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Stage:
 
     name: str
     began_s: Time
-    seconds: float
+    seconds: Seconds
 
 
 class Stages:
@@ -76,11 +78,11 @@ class RoundDone:
     time_s: Time
     round: int
     height: int
-    loss: float | None
+    loss: Loss
     steps: int
     tokens: int
     tokens_total: int
-    seconds: float
+    seconds: Seconds
     delta_bytes: int
     stages: list[Stage]
     # Completed by the recorder: by kind, since the start.
@@ -116,7 +118,7 @@ class Evaluated:
 
     time_s: Time
     height: int
-    held_out_loss: float | None
+    held_out_loss: Loss
     kind: Literal["evaluation"] = "evaluation"
 
 

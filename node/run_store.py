@@ -40,7 +40,7 @@ LINE_BYTES_MAX = 2 << 20
 
 def runs_of(directory: Path) -> list[Path]:
     """The runs of a node's directory, oldest first."""
-    return sorted((directory / FOLDER).glob("[0-9]*.jsonl"))
+    return sorted(each for each in (directory / FOLDER).glob("*.jsonl") if each.stem.isdigit())
 
 
 class RunStore:

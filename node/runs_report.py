@@ -3,6 +3,7 @@ for reading the files."""
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
@@ -28,7 +29,10 @@ def runs_under(directories: Sequence[Path]) -> list[Run]:
         paths = runs_of(directory) or [path for node in inside for path in runs_of(node)]
         if not paths:
             raise UserError(f"{directory} has no runs yet; `shoal run {directory}` makes one")
-        found += map(read_run, paths)
+        for path in paths:
+            # One that was killed before its first row has nothing to say.
+            with suppress(UserError):
+                found.append(read_run(path))
     return found
 
 
@@ -40,7 +44,7 @@ def find_run(reference: str) -> Run:
     directory, number = (path, "") if path.is_dir() else _split(reference)
     runs = runs_of(directory)
     if number:
-        runs = [each for each in runs if int(each.stem) == int(number)]
+        runs = [each for each in runs if each.stem.lstrip("0") == number.lstrip("0")]
     if not runs:
         raise UserError(
             f"there is no run {reference}; name a node's directory (its newest run), DIR:NUMBER, "

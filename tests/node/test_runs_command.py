@@ -20,6 +20,7 @@ def mesh(tmp_path: Path) -> Path:
     settings = {"node.name": "node0", "train.batch": 16}
     keep(tmp_path / "node0", whole_run("000002", previous="000001", settings=settings))
     keep(tmp_path / "node1", whole_run("000001", rounds=12, node="node1"))
+    (tmp_path / "node1" / "runs" / "000002.jsonl").touch()
     return tmp_path
 
 
@@ -98,6 +99,7 @@ def test_what_is_wrong_is_said_in_one_line(
 ) -> None:
     (mesh / "empty").mkdir()
     (mesh / "text").write_text('{"kind": "round"}\nno JSON\n')
+    (mesh / "node0" / "runs" / "0x.jsonl").write_text("neither\n")
     assert main(["runs", *(word.replace("MESH", str(mesh)) for word in words)]) == BAD_INPUT
     said = capsys.readouterr()
     assert not said.out
