@@ -7,6 +7,7 @@ context travels between them.
 """
 
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from shoal.node.errors import one_line
 from shoal.node.run_rows import CheckpointDone, RoundDone, Row, RunBegan, RunEnded, Stage
 
 log = structlog.get_logger()
@@ -120,6 +122,9 @@ class Traces:
         }
         self._mesh_id = row.mesh_id
         self._ids = _Ids()
+        complaints = logging.getLogger("opentelemetry")
+        complaints.addHandler(_FirstOnly())
+        complaints.propagate = False
         # The end of the process does not wait for a collector that does not answer.
         self._provider = TracerProvider(
             resource=Resource.create(facts), id_generator=self._ids, shutdown_on_exit=False
@@ -143,6 +148,17 @@ class Traces:
             span = self._tracer.start_span(stage.name, inside, start_time=_ns(stage.began_s))
             span.end(_ns(stage.began_s + stage.seconds))
         root.end(_ns(ended_s))
+
+
+class _FirstOnly(logging.Handler):
+    """A collector that is away is a line of the node's log, and not one for each try."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.said:
+            self.said = True
+            log.warning("traces.failing", why=one_line(record.getMessage())[:300])
 
 
 class _Ids:

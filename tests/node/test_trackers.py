@@ -1,5 +1,6 @@
 """Each tracker's own library reads back what was written for it."""
 
+import logging
 import struct
 import sys
 import threading
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from shoal.node.config import Settings, load_settings
 from shoal.node.errors import UserError
@@ -165,6 +167,21 @@ def test_a_collector_gets_a_trace_of_each_round_and_each_cut(
     assert stages[-1].end_time_unix_nano == cut.end_time_unix_nano
     took_s = (stages[0].end_time_unix_nano - stages[0].start_time_unix_nano) / 1e9
     assert took_s == pytest.approx(0.2, abs=1e-3)
+
+
+def test_a_collector_that_is_away_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    (traces,) = open_trackers(settings_for(tmp_path)).values()
+    exporter = logging.getLogger("opentelemetry.exporter")
+    with capture_logs() as lines:
+        traces.write(began())
+        for _ in range(3):
+            exporter.warning("Transient error\nconnection refused")
+    traces.write(whole_run()[-1])
+    assert [line["event"] for line in lines] == ["traces.failing"]
+    assert "\n" not in lines[0]["why"]
 
 
 @pytest.mark.parametrize(
