@@ -94,7 +94,7 @@ def test_a_full_disk_costs_the_rows_that_do_not_fit_and_never_half_a_row(
         free[0] -= room
         return really_write(file, data[:room])
 
-    monkeypatch.setattr(run_store.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     store = RunStore(tmp_path, "000001")
     free[0] = 100
     with pytest.raises(OSError, match="No space left"):
