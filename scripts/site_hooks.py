@@ -104,6 +104,16 @@ def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Fil
     return _MATHS.sub(drawn, html_text)
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Take what the theme's script would load from elsewhere out of it: search, where a page is
+    opened as a file. Search works where the site is served (python -m http.server -d site)."""
+    for script in Path(config.site_dir).rglob("assets/javascripts/*.js"):
+        text = script.read_text(encoding="utf-8")
+        local = re.sub(r"https://unpkg\.com/[\w@./-]+", "data:text/javascript,", text)
+        if local != text:
+            script.write_text(local, encoding="utf-8")
+
+
 def commands_page() -> str:
     """Every command with its arguments and options, as `--help` shows them."""
     import typer
