@@ -24,6 +24,7 @@ FLAGS: Mapping[str, tuple[str, str]] = {
     "train.device": ("--device", "`run`, `join`"),
     "train.data": ("--data", "`init`, `join`"),
     "train.base": ("--base", "`join`"),
+    "train.task": ("--task", "`join`"),
 }
 ABOUT = {
     "node": "Who it is and where it listens.",

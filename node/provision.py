@@ -95,11 +95,7 @@ def make_mesh(
     chosen = load_preset(preset)
     check_names("--set ", flags, setting_names())
     base = model.resolve() if model is not None and model.is_dir() else None
-    if task is not None and (base is not None or chosen.lora):
-        raise UserError(
-            f"--task {task}: a task has a module of its own; leave [lora] out, and give --model "
-            "the JSON file of the task's configuration, if it has one"
-        )
+    _require_own_module(task, base, chosen)
     config = read_model_config(model if base is None else base / "config.json")
     lora = chosen_adapters(chosen, str(preset), base)
     source = absolute_source(data)
@@ -278,6 +274,14 @@ def chosen_adapters(preset: Preset, where: str, base: Path | None) -> Lora | Non
         return Lora.from_json({"base": base.name, **preset.lora, "base_files": files})
     except TrainingError as error:
         raise UserError(f"{where}: [lora] {error}") from None
+
+
+def _require_own_module(task: str | None, base: Path | None, preset: Preset) -> None:
+    if task is not None and (base is not None or preset.lora):
+        raise UserError(
+            f"--task {task}: a task has a module of its own; leave [lora] out, and give --model "
+            "the JSON file of the task's configuration, if it has one"
+        )
 
 
 def read_model_config(path: Path | None) -> dict[str, Any] | None:

@@ -225,11 +225,7 @@ class RunningNode:
 
 @asynccontextmanager
 async def running(
-    directories: list[Path],
-    *,
-    rounds: int,
-    kind: type[RunningNode] = RunningNode,
-    **settings: object,
+    directories: list[Path], *, rounds: int, **settings: object
 ) -> AsyncIterator[list[RunningNode]]:
     """Start a node for each directory, and stop them all at the end.
 
@@ -240,7 +236,7 @@ async def running(
     nodes: list[RunningNode] = []
     try:
         for directory in directories:
-            node = kind(directory, load_settings(directory, changes))
+            node = RunningNode(directory, load_settings(directory, changes))
             await node.start()
             nodes.append(node)
         yield nodes

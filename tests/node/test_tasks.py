@@ -28,6 +28,11 @@ from tests.training.example_tasks import DIGITS, DIGITS_TASK, offer
 
 ROUNDS = 12
 STEPS = 10
+# A round's steps are made in the event loop: what waits for it must not be in a hurry.
+PATIENT: dict[str, Any] = {
+    "consensus__base_timeout_s": 10.0,
+    "consensus__candidate_timeout_s": 10.0,
+}
 PRESET = f"""
 [mesh]
 local_steps = {STEPS}
@@ -106,7 +111,9 @@ def accuracy_alone(configuration: Mapping[str, Any], start: torch.Tensor) -> flo
     return session.evaluate(session.model.flat.clone())["accuracy"]
 
 
-def test_four_nodes_that_know_two_digits_each_learn_ten(tmp_path: Path) -> None:
+def test_four_nodes_that_know_two_digits_each_learn_ten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directories = found(tmp_path)
     genesis, first, _ = load_genesis(directories[2] / "genesis")
     configurations = {
@@ -116,12 +123,13 @@ def test_four_nodes_that_know_two_digits_each_learn_ten(tmp_path: Path) -> None:
     alone = [accuracy_alone(each, first.to_weights()) for each in configurations.values()]
     trainings = {directory: OwnSteps(each) for directory, each in configurations.items()}
 
-    class DigitsNode(RunningNode):
-        def make_training(self, parameters: int, seed: int) -> OwnSteps:
-            return trainings[self.directory]
+    def own_steps(node: RunningNode, parameters: int, seed: int) -> OwnSteps:
+        return trainings[node.directory]
+
+    monkeypatch.setattr(RunningNode, "make_training", own_steps)
 
     async def train() -> int:
-        async with running(directories, rounds=ROUNDS, kind=DigitsNode) as nodes:
+        async with running(directories, rounds=ROUNDS, **PATIENT) as nodes:
             return await until_rebuilt(nodes, ROUNDS // 4, seconds=240)
 
     height = asyncio.run(train())
