@@ -130,6 +130,8 @@ class TrainSettings(_Section):
     """module:Class that may be imported as the task of the mesh, if no package offers it by name"""
     threads: Count = 1
     """CPU threads for the arithmetic"""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """processes that share each batch, with a GPU each where there are GPUs; batch is a multiple"""
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     """how far training stands back for everything else on the machine, 0 to 19"""
     batch: Count = 8

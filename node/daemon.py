@@ -181,6 +181,7 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
         "data": train.data,
         "device": train.device,
         "threads": train.threads,
+        "processes": train.processes,
         "nice": train.nice,
         "seed": train.seed,
         "batch": train.batch,

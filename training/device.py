@@ -23,6 +23,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def device_of_rank(device: str, rank: int) -> str:
+    """Return the device of a rank: the GPUs from `device` on, one each, or the CPU for all."""
+    if device == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if device == "cpu":
+        return device
+    return f"cuda:{int(device.partition(':')[2] or 0) + rank}"
+
+
 def _require_cuda(name: str, index: int) -> None:
     if not torch.cuda.is_available():
         why = (

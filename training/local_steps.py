@@ -71,6 +71,8 @@ class LocalTrainer:
         # All gradients as one, to be clipped in one pass.
         self._parameter = torch.nn.Parameter(model.flat)
         self._parameter.grad = model.gradient
+        # Whoever shares gradients with other processes puts their loss here (group.py).
+        self.loss = model.loss
         self._steps_done = 0
         self._late = False
 
@@ -93,7 +95,7 @@ class LocalTrainer:
         masks = None
         if self._model.mask_token is not None:
             masks = np.random.default_rng((self._seed, round, step, MASK_STREAM))
-        loss = self._model.loss(windows, masks)
+        loss = self.loss(windows, masks)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([self._parameter], GRADIENT_NORM_MAX)
         self.optimiser.step(self._learning_rate(tokens))

@@ -279,6 +279,15 @@ class FlatModel:
         needs, chooses of all but the last (masking.py). windows: int64 [batch, sequence + 1]; the
         result is a scalar with a gradient.
         """
+        return self.share_of_loss(windows, masks, 0, 1)
+
+    def share_of_loss(
+        self, windows: torch.Tensor, masks: np.random.Generator | None, rank: int, processes: int
+    ) -> torch.Tensor:
+        """Return what every `processes`-th sequence from `rank` on gives to the loss of all.
+
+        The mean of all ranks' shares is that loss, also where some have more tokens to ask for.
+        """
         if self.mask_token is None:
             shown, asked, further = windows[:, :-1], windows[:, 1:], {"use_cache": False}
         else:
@@ -290,11 +299,17 @@ class FlatModel:
                 vocabulary_size=self.vocabulary_size,
             )
             further = {}
+        count = (asked != NOT_ASKED).sum()
+        shown, asked = shown[rank::processes], asked[rank::processes]
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
             shown = shown.to(self.device, non_blocking=True)
             logits = self.module(input_ids=shown, **further).logits
         asked = asked.to(self.device, non_blocking=True).flatten()
-        return functional.cross_entropy(logits.flatten(0, 1).float(), asked, ignore_index=NOT_ASKED)
+        logits = logits.flatten(0, 1).float()
+        if processes == 1:
+            return functional.cross_entropy(logits, asked, ignore_index=NOT_ASKED)
+        total = functional.cross_entropy(logits, asked, ignore_index=NOT_ASKED, reduction="sum")
+        return total * processes / count.to(self.device)
 
     @contextmanager
     def holding(self, weights: torch.Tensor) -> Iterator[None]:

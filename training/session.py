@@ -10,15 +10,15 @@ carried over, also in the middle of a round. The optimiser's moments stay throug
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
 from shoal.training.adapters import Lora, adapted_model, require_base
 from shoal.training.data import Corpus, Source, load
-from shoal.training.device import pick_device
+from shoal.training.device import device_of_rank, pick_device
 from shoal.training.errors import TrainingError
 from shoal.training.evaluate import held_out_loss
 from shoal.training.installed_tasks import TaskName, installed_task
@@ -26,6 +26,11 @@ from shoal.training.local_steps import LocalTrainer, Schedule
 from shoal.training.model import FlatModel, build_model
 from shoal.training.task_training import Examples, TaskModel
 from shoal.training.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from shoal.training.group import Leader
+
+PROCESSES_MAX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,8 @@ class SessionConfig:
     sequence: int = 128
     # Batches of held-out text per evaluation.
     eval_batches: int = 8
+    # How many processes share each batch (group.py).
+    processes: int = 1
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -84,6 +91,7 @@ class SessionConfig:
             "batch": (int, 1, 65536),
             "sequence": (int, 1, 1 << 20),
             "eval_batches": (int, 1, 1 << 20),
+            "processes": (int, 1, PROCESSES_MAX),
         }
         for name, (kind, low, high) in bounds.items():
             value = getattr(self, name)
@@ -94,6 +102,11 @@ class SessionConfig:
                 raise TrainingError(f"{name} must be from {low} to {high}, not {value}")
         if not isinstance(self.model, dict):
             raise TrainingError("model must be a model configuration (a JSON object)")
+        if self.batch % self.processes:
+            raise TrainingError(
+                f"a batch of {self.batch} cannot be shared equally by {self.processes} processes; "
+                "make batch a multiple of processes"
+            )
         for name in ("data", "device", "tokenizer", "base", "task"):
             value = getattr(self, name)
             optional = name in ("tokenizer", "base", "task")
@@ -177,15 +190,23 @@ class TrainingSession:
         config: SessionConfig,
         material: Material | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        rank: int = 0,
     ) -> None:
-        """material: what `read_material` gave; read here where it is None."""
+        """material: what `read_material` gave; read here where it is None. rank: of this process
+        among those that share each batch."""
         self._config = config
         self._clock = clock
         self.tokenizer, self._source = material or read_material(config)
-        self.model = fresh_model(config, config.seed, pick_device(config.device))
+        device = config.device
+        if config.processes > 1:
+            device = device_of_rank(device, rank)
+            if isinstance(self._source, Examples):
+                self._source = replace(self._source, rank=rank, processes=config.processes)
+        self.model = fresh_model(config, config.seed, pick_device(device))
         self._require_fit()
         # Dropout, where the model has any, draws from torch's own state.
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + rank)
         self._trainer = LocalTrainer(
             self.model,
             self._source,
@@ -202,6 +223,17 @@ class TrainingSession:
             seed=config.seed,
         )
         self._base: torch.Tensor | None = None
+        self._leader: Leader | None = None
+        self._moved = False
+
+    def lead(self, leader: "Leader") -> None:
+        """Train with the ranks of `leader` from now on; raises TrainingError."""
+        self._leader = leader
+        self.train_with(leader.join(self.model))
+
+    def train_with(self, loss: Callable[..., torch.Tensor]) -> None:
+        """Learn from this loss, of which other processes have their share."""
+        self._trainer.loss = loss
 
     def _require_fit(self) -> None:
         if not isinstance(self._source, Corpus):
@@ -239,6 +271,7 @@ class TrainingSession:
         contain yet; base' is weights less these. The first call sets x = weights.
         """
         x = self.model.flat
+        self._moved = True
         if self._base is None:
             x.copy_(weights)
             self._base = x.clone()
@@ -267,7 +300,9 @@ class TrainingSession:
             before_step()
             assert self._base is not None, "a round needs a starting point: rebase first"
             tokens = order.tokens_done + step * order.tokens_per_step
-            total += self._trainer.step(round=order.round, step=step, tokens=tokens)
+            total += self._step_of_all(round=order.round, step=step, tokens=tokens)
+        if self._leader is not None:
+            total = self._leader.mean(total)
         assert self._base is not None
         # base is not needed any more, so the difference is taken in its place.
         self._base.sub_(self.model.flat)
@@ -287,6 +322,22 @@ class TrainingSession:
             tokens=order.steps * self._trainer.step_tokens,
             seconds=self._clock() - started,
         )
+
+    def step(
+        self, *, round: int, step: int, tokens: int, schedule: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Make one step as a further rank; returns its share of the loss, a scalar."""
+        self._trainer.schedule = Schedule(**schedule)
+        return self._trainer.step(round=round, step=step, tokens=tokens)
+
+    def _step_of_all(self, **where: int) -> torch.Tensor:
+        if self._leader is None:
+            return self._trainer.step(**where)
+        if self._moved:
+            self._leader.share_weights(self.model.flat)
+            self._moved = False
+        with self._leader.step(**where, schedule=asdict(self._trainer.schedule)):
+            return self._trainer.step(**where)
 
     def evaluate(self, weights: torch.Tensor, source: Source | None = None) -> dict[str, float]:
         """Return "loss" of `weights` [P] on what a source holds out, by default this node's own;

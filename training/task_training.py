@@ -49,6 +49,13 @@ class TaskModel(FlatModel):
             raise TrainingError(f"the loss of {type(self.task).__name__} is no scalar tensor")
         return loss
 
+    def share_of_loss(
+        self, windows: Any, masks: np.random.Generator | None, rank: int, processes: int
+    ) -> torch.Tensor:
+        """Return the loss: a rank's Examples give it no more than its part of a batch."""
+        del rank, processes
+        return self.loss(windows, masks)
+
     def measure(self, examples: "Examples", *, batches: int, batch: int) -> dict[str, float]:
         """Return what the task measures on held-out examples; raises TrainingError."""
         with blaming(type(self.task).__name__):
@@ -67,6 +74,9 @@ class Examples:
     source: str
     train: Sized
     held_out: Sized
+    # Which part of each batch it gives: every so manieth example, from this one on.
+    rank: int = 0
+    processes: int = 1
 
     @classmethod
     def read(cls, task: Task, source: str) -> "Examples":
@@ -83,7 +93,7 @@ class Examples:
         del sequence
         with blaming(type(self.task).__name__):
             numbers = self.task.choose(len(self.train), Cursor(seed, round, step), batch)
-            return self._collated(self.train, numbers)
+            return self._collated(self.train, numbers[self.rank :: self.processes])
 
     def to_measure(self, batches: int, batch: int, model: FlatModel) -> Iterator[Any]:
         """Give held-out examples, evenly spread, in at most `batches` equally large batches."""

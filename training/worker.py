@@ -154,7 +154,7 @@ def main() -> NoReturn:
     # Ctrl-C on a terminal is for the node, which then closes our stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outbox, inbox = Outbox(), Inbox()
-    threading.Thread(target=_read_commands, args=(inbox,), name="commands", daemon=True).start()
+    threading.Thread(target=read_commands, args=(inbox,), name="commands", daemon=True).start()
     try:
         _serve(inbox, outbox)
     except TrainingError as error:
@@ -169,9 +169,7 @@ def main() -> NoReturn:
         message = f"internal error: {type(error).__name__}: {error}"
         if type(error).__name__ == "OutOfMemoryError":
             message = "the GPU is out of memory; make batch or sequence smaller"
-    outbox.send("error", message=" ".join(message.split()))
-    # Not sys.exit: the reader's thread is inside a read that only ends with the process.
-    os._exit(1)
+    _end(outbox, message)
 
 
 def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
@@ -196,12 +194,19 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
     from shoal.training.session import SessionConfig, TrainingSession, read_material
 
     config = SessionConfig.from_json(configuration)
+    leader = None
+    if config.processes > 1:
+        from shoal.training.group import Leader
+
+        leader = Leader(configuration, config.processes, lambda why: _end(outbox, why))
     material = read_material(config)
     # The node needs to know this before it can ask to be let in; the model takes seconds more.
     outbox.send("text", shard_tokens=material.shard_tokens)
     if loading is not None:
         loading.join()
     session = TrainingSession(config, material)
+    if leader is not None:
+        session.lead(leader)
     slots = map_slots(memory, session.parameters)
     # The start is over; from here on the node and everybody else come first.
     os.nice(config.nice)
@@ -213,6 +218,12 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
         torch=torch.__version__,
     )
     Worker(session, slots, inbox, outbox).run()
+
+
+def _end(outbox: Outbox, message: str) -> NoReturn:
+    outbox.send("error", message=" ".join(message.split()))
+    # Not sys.exit: the reader's thread is inside a read that only ends with the process.
+    os._exit(1)
 
 
 def _load() -> None:
@@ -242,7 +253,8 @@ def map_slots(descriptor: int, parameters: int) -> "list[torch.Tensor]":
     return list(torch.frombuffer(memory, dtype=torch.float32).view(SLOTS, parameters).unbind())
 
 
-def _read_commands(inbox: Inbox) -> None:
+def read_commands(inbox: Inbox) -> None:
+    """Put what comes on stdin into the inbox; its end ends this process, whatever that is doing."""
     with suppress(OSError), os.fdopen(os.dup(0), "rb") as lines:
         while line := lines.readline(COMMAND_BYTES_MAX):
             try:
