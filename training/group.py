@@ -59,7 +59,7 @@ def join_group(model: FlatModel, *, rank: int, processes: int, meeting: str) -> 
             torch.cuda.set_device(model.device)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=dist.FileStore(meeting, processes),
+            store=dist.FileStore(meeting, processes),  # type: ignore[attr-defined]
             rank=rank,
             world_size=processes,
         )

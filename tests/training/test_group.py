@@ -26,7 +26,7 @@ from tests.training.worker_process import (
     tiny_settings,
 )
 
-STARTS = (np.float32([0.5, 0.5]), np.float32([-2.0, 4.0]))
+STARTS = (np.array([0.5, 0.5], np.float32), np.array([-2.0, 4.0], np.float32))
 
 
 @pytest.fixture
