@@ -32,6 +32,7 @@ ABOUT = {
     "gossip": "How deltas travel.",
     "consensus": "How it votes.",
     "retention": "Which checkpoints it keeps.",
+    "tracking": "Who shows what it does, besides `shoal runs` ([tracking](tracking.md)).",
     "log": "What it tells while it runs, on stderr.",
 }
 HEAD = """\

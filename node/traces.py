@@ -123,7 +123,8 @@ class Traces:
         self._mesh_id = row.mesh_id
         self._ids = _Ids()
         complaints = logging.getLogger("opentelemetry")
-        complaints.handlers, complaints.propagate = [_FirstOnly()], False
+        complaints.handlers = [_FirstOnly()]
+        complaints.propagate = False
         # The end of the process does not wait for a collector that does not answer.
         self._provider = TracerProvider(
             resource=Resource.create(facts), id_generator=self._ids, shutdown_on_exit=False

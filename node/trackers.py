@@ -76,7 +76,11 @@ def scalars(row: Row) -> tuple[dict[str, float], int]:
 
 def description(began: RunBegan) -> dict[str, Any]:
     """What a tracker shows as the configuration of a run, by dotted name."""
-    groups = {"mesh": began.mesh, "versions": began.versions, "machine": began.machine}
+    groups: dict[str, Mapping[str, Any]] = {
+        "mesh": began.mesh,
+        "versions": began.versions,
+        "machine": began.machine,
+    }
     inner = {f"{group}.{key}": value for group, of in groups.items() for key, value in of.items()}
     facts = ("node", "node_id", "mesh_id", "height", "parameters", "previous")
     return {**{name: getattr(began, name) for name in facts}, **began.settings, **inner}

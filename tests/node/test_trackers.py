@@ -4,10 +4,12 @@ import logging
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -81,6 +83,8 @@ def records(path: Path) -> Iterator[bytes]:
     data, at, record = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         _, size, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + size > len(data):
+            return
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or its last part
@@ -94,7 +98,13 @@ def test_wandb_offline_keeps_the_run_in_a_file_of_its_own(tmp_path: Path) -> Non
     (path,) = track(tmp_path, "wandb").glob("wandb/offline-run-*/*.wandb")
     from wandb.proto import wandb_internal_pb2
 
-    parsed = [wandb_internal_pb2.Record.FromString(record) for record in records(path)]
+    # A process of W&B's own writes it, and may finish a moment after `finish`.
+    until = time.monotonic() + 60
+    parsed: list[Any] = []
+    while not any(each.HasField("exit") for each in parsed):
+        assert time.monotonic() < until, "W&B never finished its file"
+        time.sleep(0.05)
+        parsed = [wandb_internal_pb2.Record.FromString(record) for record in records(path)]
     rows = [
         {item.key or "/".join(item.nested_key): item.value_json for item in each.history.item}
         for each in parsed
