@@ -52,6 +52,7 @@ def _comma_separated(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_checked_address)]
 PeerAddress = Annotated[str, AfterValidator(_checked_peer)]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Count = Annotated[int, Field(ge=1, le=65536)]
 Height = Annotated[int, Field(ge=1, lt=1 << 62)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -190,11 +191,7 @@ class RetentionSettings(_Section):
 
 
 class TrackingSettings(_Section):
-    trackers: Annotated[
-        list[Literal["tensorboard", "wandb", "mlflow"]],
-        NoDecode,
-        BeforeValidator(_comma_separated),
-    ] = []
+    trackers: Annotated[list[Tracker], NoDecode, BeforeValidator(_comma_separated)] = []
     """who shows runs besides `shoal runs`: of tensorboard, wandb, mlflow (docs/tracking.md)"""
     directory: str = ""
     """where they write, relative to this file; "" means tracking/ in the node's directory"""

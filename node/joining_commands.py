@@ -101,12 +101,8 @@ def join(
         from shoal.node.provision import join_and_configure, planned_settings
 
     model = str(base.resolve()) if base is not None else None
-    flags = {
-        "train.device": device,
-        "train.base": model,
-        "train.task": task,
-        **parse_overrides(settings),
-    }
+    chosen = {"train.device": device, "train.base": model, "train.task": task}
+    flags = {**chosen, **parse_overrides(settings)}
     train = planned_settings(preset, flags).train
     # The training process loads torch while the mesh is fetched.
     with training_child(train) if start else nullcontext() as child:

@@ -84,10 +84,8 @@ class Node:
         self._database = database
         self._sequence = sequence
         self._told = dict(map(split_peer, settings.node.peers))
-        # Told of every round and checkpoint, by whoever wants to know (recorder.py).
-        self.on_row: Callable[[Row], None] = lambda row: None
+        self.on_row: Callable[[Row], None] = lambda row: None  # every round and checkpoint
         self.meters = Meters()
-        self._lag = LoopLag()
         self._store = CheckpointStore(settings.node.directory / "checkpoints")
         anchor_bytes = 4 * genesis.schema.layout.total
         self.holdings = open_holdings(settings, anchor_bytes=anchor_bytes, meters=self.meters)
@@ -127,7 +125,7 @@ class Node:
             mesh=self._mesh,
             node_id=identity.node_id,
             meters=self.meters,
-            lag=self._lag,
+            lag=LoopLag(),
             links=self.links,
             model=model,
             consensus=self._consensus,
@@ -268,7 +266,7 @@ class Node:
         self._checkpointer.follow(self._consensus.replica.ledger.height)
         self._consensus.start(int.from_bytes(applied, "big") if applied else 0)
         works: list[Coroutine[Any, Any, None]] = [
-            self._lag.run(),
+            self.state.lag.run(),
             self.links.trust.run(),
             self._gossip.run(),
             self._consensus.run(),

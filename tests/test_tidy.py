@@ -33,6 +33,7 @@ PROTO_USERS = {
     "node/bulk_wire.py",
     "node/links.py",
     "node/inspect_servicer.py",
+    "node/text_servicer.py",
     "node/look_back.py",
     "node/look_wire.py",
     "node/strict.py",

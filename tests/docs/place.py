@@ -93,8 +93,8 @@ class Place:
             text = text.replace("you.example.org:7400", there).replace("0.0.0.0:7400", there)
         for name, value in self.told.items():
             text = re.sub(rf"\b{name}\b", value, text)
-        for shown, port in self._ports():
-            text = re.sub(rf"(?<=:){shown}\b", str(port), text)
+        for port, own in self._ports():
+            text = re.sub(rf"(?<=:){port}\b", str(own), text)
         return text
 
     def environment(self, command: str) -> dict[str, str]:

@@ -221,12 +221,12 @@ class Reader:
 
     def _page_opens(self, line: str, terminal: Terminal) -> None:
         """`shoal serve`, `shoal dashboard`: what it says to open, opens."""
-        del line
+        path = "/health" if "serve" in line else "/"
 
         def opens() -> bool:
             found = re.search(r"http://[\w.]+:\d+", terminal.shows())
             try:
-                return found is not None and urlopen(found[0] + "/health", timeout=5).status == 200
+                return found is not None and urlopen(found[0] + path, timeout=5).status == 200
             except URLError:
                 return False
 
