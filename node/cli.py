@@ -215,7 +215,10 @@ def generate(
         Path | None,
         typer.Option(help="directory of the model that the checkpoint's adapters are for"),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=4096, help="how many to add")] = 200,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="how many to add; default: 200, if there is room"),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0: greedy")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same text")] = 0,
     as_json: AsJson = False,

@@ -90,7 +90,7 @@ def continue_text(
     prompt: str,
     *,
     base: Path | None,
-    tokens: int,
+    tokens: int | None,
     temperature: float,
     seed: int,
 ) -> str:

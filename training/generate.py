@@ -8,19 +8,21 @@ from shoal.training.errors import TrainingError
 from shoal.training.model import FlatModel
 from shoal.training.tokenizer import Tokenizer
 
+NEW_TOKENS = 200
+
 
 def sample(
     model: FlatModel,
     tokenizer: Tokenizer,
     prompt: str,
     *,
-    new_tokens: int,
+    new_tokens: int | None,
     temperature: float,
     seed: int,
 ) -> str:
     """Return the prompt's continuation: at most `new_tokens` tokens, fewer at a document's end.
 
-    temperature: 0 always takes the likeliest token, 1 draws as the model expects. Equal arguments
+    new_tokens: None for 200, or as many as there is room for. temperature: 0 always takes the likeliest token, 1 draws as the model expects. Equal arguments
     give equal text. Raises TrainingError for a masked model, an empty prompt and more than the
     model can see.
     """
@@ -30,6 +32,9 @@ def sample(
     if not context:
         raise TrainingError("the prompt is empty; give the model something to continue")
     limit = model.context_length
+    if new_tokens is None:
+        room = NEW_TOKENS if limit is None else limit - len(context)
+        new_tokens = max(1, min(NEW_TOKENS, room))
     if limit is not None and len(context) + new_tokens > limit:
         raise TrainingError(
             f"{len(context)} tokens of prompt and {new_tokens} new ones are more than the "

@@ -61,3 +61,11 @@ def test_what_cannot_be_continued_is_refused(model: FlatModel) -> None:
         continuation(model, "")
     with pytest.raises(TrainingError, match=r"60 tokens of prompt and 5 new ones .* the 64"):
         continuation(model, "x" * 60, new_tokens=5)
+
+
+def test_who_does_not_say_how_much_gets_what_there_is_room_for(model: FlatModel) -> None:
+    without_end = {**TINY_MODEL, "eos_token_id": None}
+    endless = FlatModel(build_model(without_end, seed=0))
+    assert len(continuation(endless, "x" * 60, new_tokens=None, temperature=0).encode()) >= 4
+    with pytest.raises(TrainingError, match=r"64 tokens of prompt and 1 new ones"):
+        continuation(model, "x" * 64, new_tokens=None)
