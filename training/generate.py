@@ -22,9 +22,9 @@ def sample(
 ) -> str:
     """Return the prompt's continuation: at most `new_tokens` tokens, fewer at a document's end.
 
-    new_tokens: None for 200, or as many as there is room for. temperature: 0 always takes the likeliest token, 1 draws as the model expects. Equal arguments
-    give equal text. Raises TrainingError for a masked model, an empty prompt and more than the
-    model can see.
+    new_tokens: None for 200, or as many as there is room for. temperature: 0 always takes the
+    likeliest token, 1 draws as the model expects. Equal arguments give equal text. Raises
+    TrainingError for a masked model, an empty prompt and more than the model can see.
     """
     if model.mask_token is not None:
         raise TrainingError("this is a masked model: it fills in hidden tokens, it writes no text")

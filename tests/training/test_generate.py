@@ -16,7 +16,12 @@ def model() -> FlatModel:
 
 
 def continuation(
-    model: FlatModel, prompt: str, *, new_tokens: int = 12, temperature: float = 1.0, seed: int = 1
+    model: FlatModel,
+    prompt: str,
+    *,
+    new_tokens: int | None = 12,
+    temperature: float = 1.0,
+    seed: int = 1,
 ) -> str:
     return sample(
         model,
