@@ -29,6 +29,8 @@ SETTINGS = {
     # The pages speak of checkpoint 3; this mesh is soon beyond it.
     "SHOAL_RETENTION__KEEP_WHOLE": "1000",
 }
+# With room for the texts that the pages ask for.
+MODEL = {**TINY_MODEL, "max_position_embeddings": 128}
 SMALLER = {"/media/stick/": "stick/", "--peers 64": "--peers 4 --rounds 2"}
 SMALL_MESH = "[mesh]\nlocal_steps = 40\nrounds_per_checkpoint = 2\n"
 SHOAL = """#!/bin/sh
@@ -71,9 +73,9 @@ class Place:
         self._serve_port, self._dashboard_port = free_ports(2)
         for name in ("small", "bin", "my-texts", "stick"):
             (home / name).mkdir(parents=True)
-        (home / "small" / "config.json").write_text(json.dumps(TINY_MODEL))
+        (home / "small" / "config.json").write_text(json.dumps(MODEL))
         (home / "small" / "mesh.toml").write_text(SMALL_MESH)
-        (home / "config.json").write_text(json.dumps(TINY_MODEL))
+        (home / "config.json").write_text(json.dumps(MODEL))
         write_base(home / "base")
         for number in range(40):
             (home / "my-texts" / f"{number}.txt").write_text(f"Story {number}. " + TEXT * 20)
