@@ -105,7 +105,12 @@ async def serve(
         requests_max=requests_max,
     )
     desk = Desk(given)
-    text = await start_text_server(desk, grpc) if grpc else None
+    try:
+        text = await start_text_server(desk, grpc) if grpc else None
+    except UserError:
+        thread.close()
+        listener.close()
+        raise
     server = _Server(
         uvicorn.Config(
             make_app(desk),
