@@ -26,7 +26,7 @@ from shoal.node.errors import UserError
 from shoal.node.identity import Identity, short
 from shoal.training.documents import file_documents
 from shoal.training.errors import TrainingError
-from shoal.training.installed_tasks import TASK_KEY
+from shoal.training.task_name import TASK_KEY
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
 DOCUMENT_BYTES_MAX = 1 << 20

@@ -26,8 +26,8 @@ from shoal.node.checkpoints import OWN_NAMES
 from shoal.node.durable import write_durably
 from shoal.node.errors import DamagedError, PeerError
 from shoal.training.adapters import Lora
-from shoal.training.installed_tasks import TaskName
 from shoal.training.model import is_masked
+from shoal.training.task_name import TaskName
 
 GENESIS_DOMAIN = b"SHOAL-GENESIS\x01"
 FORMAT = 2

@@ -14,8 +14,8 @@ from shoal.node.genesis import parse_document
 from shoal.node.views import printable
 from shoal.training.adapters import adapted_model, require_base
 from shoal.training.generate import sample
-from shoal.training.installed_tasks import TaskName
 from shoal.training.model import FlatModel, build_model
+from shoal.training.task_name import TaskName
 from shoal.training.task_training import open_task
 from shoal.training.tokenizer import Tokenizer, load_tokenizer
 from shoal.training.weights_file import read_weights

@@ -1,4 +1,4 @@
-"""Which task a mesh trains, and the class of that name on this machine.
+"""The class of the task that a mesh names, on this machine.
 
 A mesh's model configuration names its task with a version. The class comes from what is installed
 here, never from a peer: packages offer theirs in the entry point group `shoal.tasks`, by name. A
@@ -9,52 +9,22 @@ it is followed only where this node's own operator has named the same.
 import hashlib
 import importlib
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from shoal.training.errors import TrainingError
 from shoal.training.task import Task
+from shoal.training.task_name import CONFIG_KEY, TASK_KEY, TaskName
 
 GROUP = "shoal.tasks"
-TASK_KEY = "shoal_task"
-CONFIG_KEY = "config"
 # Of the hash of a source file, which stands for a version where none is declared.
 HASH_DIGITS = 16
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}(:[A-Za-z0-9_.]{1,100})?")
-_VERSION = re.compile(r"[A-Za-z0-9_.+\-]{1,64}")
-
-
-@dataclass(frozen=True, slots=True)
-class TaskName:
-    """What members must have alike. name: of an entry point, or module:Class."""
-
-    name: str
-    version: str
-
-    @classmethod
-    def of(cls, model_config: Mapping[str, Any]) -> Self | None:
-        """Return the task that a model configuration names, None for a model of text.
-
-        Raises TrainingError where it is not sound.
-        """
-        if TASK_KEY not in model_config:
-            return None
-        content = model_config[TASK_KEY]
-        if not isinstance(content, Mapping) or set(content) != {"name", "version"}:
-            raise TrainingError(f"{TASK_KEY} has a name and a version and nothing else")
-        for word, rule in (("name", _NAME), ("version", _VERSION)):
-            if not isinstance(content[word], str) or not rule.fullmatch(content[word]):
-                raise TrainingError(f"the {word} of a task cannot be {content[word]!r:.80}")
-        if not isinstance(model_config.get(CONFIG_KEY), Mapping):
-            raise TrainingError(f"a task's model configuration has a {CONFIG_KEY}, a JSON object")
-        return cls(content["name"], content["version"])
 
 
 def task_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:

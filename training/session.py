@@ -21,9 +21,10 @@ from shoal.training.data import Corpus, Source, load
 from shoal.training.device import device_of_rank, pick_device
 from shoal.training.errors import TrainingError
 from shoal.training.evaluate import held_out_loss
-from shoal.training.installed_tasks import TaskName, installed_task
+from shoal.training.installed_tasks import installed_task
 from shoal.training.local_steps import LocalTrainer, Schedule
 from shoal.training.model import FlatModel, build_model
+from shoal.training.task_name import TaskName
 from shoal.training.task_training import Examples, TaskModel
 from shoal.training.tokenizer import Tokenizer, load_tokenizer
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from shoal.consensus.effects import Propose
 from shoal.consensus.records import CheckpointRecord
 from shoal.node.checkpointing import Checkpointer
+from shoal.node.cut_times import CutTimes
 from shoal.node.genesis import MeshParameters
 
 OLD = MeshParameters()
@@ -21,6 +23,7 @@ class Slow(Checkpointer):
     def __init__(self) -> None:
         self.now, self.judged = OLD, list[MeshParameters]()
         self._mesh = lambda: self.now
+        self._times = CutTimes()
 
     async def _work(self, mesh: MeshParameters) -> Any:
         self.judged.append(mesh)
@@ -38,6 +41,6 @@ class Slow(Checkpointer):
 @pytest.mark.parametrize("duty", ["check", "propose"])
 def test_what_the_next_epoch_overtakes_is_worked_out_again(duty: str) -> None:
     slow = Slow()
-    answer = asyncio.run(getattr(slow, duty)(None))
+    answer = asyncio.run(getattr(slow, duty)(SimpleNamespace(height=1)))
     assert slow.judged == [OLD, NEW]
     assert answer == (True if duty == "check" else NEW)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from shoal.training.errors import TrainingError
-from shoal.training.installed_tasks import TaskName, installed_task, task_config, version_of
+from shoal.training.installed_tasks import installed_task, task_config, version_of
 from shoal.training.session import RoundOrder, SessionConfig, TrainingSession, read_material
+from shoal.training.task_name import TaskName
 from shoal.training.task_training import TaskModel, moved
 from tests.training.example_tasks import DIGITS, DIGITS_TASK, offer, write_line
 from tests.training.worker_process import EVALUATE_IN, WorkerProcess, tiny_settings
