@@ -74,7 +74,9 @@ def init(
     ] = "builtin",
     model: Annotated[
         Path | None,
-        typer.Option(help="a transformers config.json, or the directory of a pretrained model"),
+        typer.Option(
+            help="a transformers config.json, a pretrained model's directory, or hub:NAME"
+        ),
     ] = None,
     task: Annotated[
         str | None,

@@ -75,7 +75,8 @@ def join(
     mesh: Annotated[str | None, typer.Option(help="mesh id that it must be, in hex")] = None,
     data: Annotated[str, typer.Option(help="a path, or builtin:I/N")] = "builtin:0/1",
     base: Annotated[
-        Path | None, typer.Option(help="directory of the model that the mesh trains adapters of")
+        Path | None,
+        typer.Option(help="directory of the model that the mesh trains adapters of, or hub:NAME"),
     ] = None,
     task: Annotated[
         str | None, typer.Option(metavar="MODULE:CLASS", help="the task that the mesh trains")
@@ -98,10 +99,9 @@ def join(
 
     # Without a thread of its own: the training process is forked off below.
     with shown("loading", still=True), loading():
-        from shoal.node.provision import join_and_configure, planned_settings
+        from shoal.node.provision import join_and_configure, own_base, planned_settings
 
-    model = str(base.resolve()) if base is not None else None
-    chosen = {"train.device": device, "train.base": model, "train.task": task}
+    chosen = {"train.device": device, "train.base": own_base(base), "train.task": task}
     flags = {**chosen, **parse_overrides(settings)}
     train = planned_settings(preset, flags).train
     # The training process loads torch while the mesh is fetched.

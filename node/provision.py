@@ -15,6 +15,7 @@ from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_name
 from shoal.node.errors import UserError
 from shoal.node.founding import Start, create_mesh, node_sources
 from shoal.node.genesis import MeshParameters, load_genesis, parse_document
+from shoal.node.hub import local_model
 from shoal.node.identity import Identity
 from shoal.node.invitations import (
     keep_invitation,
@@ -81,7 +82,7 @@ def make_mesh(
     host: "{index}" in it is the node's number; then all have the same port.
     flags: further settings by dotted name, for each node.toml.
     budget: bytes per parameter and round, or a link's speed (link_budget.py); else the preset's.
-    task: the name of a task to train; then `model` is the file of its configuration.
+    model: a file, a directory or hub:NAME (hub.py); of a task, the file of its configuration.
     Raises UserError when there is a mesh already, or an input cannot be read.
     """
     made = [directory / f"node{index}" for index in range(nodes)]
@@ -94,6 +95,7 @@ def make_mesh(
         raise UserError(f"--port {port}: {nodes} nodes need ports up to {port + nodes - 1}")
     chosen = load_preset(preset)
     check_names("--set ", flags, setting_names())
+    model = local_model(model)
     base = model.resolve() if model is not None and model.is_dir() else None
     _require_own_module(task, base, chosen)
     config = read_model_config(model if base is None else base / "config.json")
@@ -282,6 +284,12 @@ def _require_own_module(task: str | None, base: Path | None, preset: Preset) -> 
             f"--task {task}: a task has a module of its own; leave [lora] out, and give --model "
             "the JSON file of the task's configuration, if it has one"
         )
+
+
+def own_base(base: Path | None) -> str | None:
+    """`base` under [train], of a directory or hub:NAME; raises as `local_model`."""
+    found = local_model(base)
+    return None if found is None else str(found.resolve())
 
 
 def read_model_config(path: Path | None) -> dict[str, Any] | None:
