@@ -20,7 +20,7 @@ import torch
 
 from shoal.training.errors import TrainingError
 from shoal.training.task import Task
-from shoal.training.task_name import CONFIG_KEY, TASK_KEY, TaskName
+from shoal.training.task_name import CONFIG_KEY, TASK_KEY, VERSION, TaskName
 
 GROUP = "shoal.tasks"
 # Of the hash of a source file, which stands for a version where none is declared.
@@ -67,7 +67,7 @@ def version_of(task: type[Task]) -> str:
         except (OSError, TypeError):
             raise TrainingError(f"the task {task.__name__} declares no version") from None
         return f"sha256-{hashlib.sha256(source).hexdigest()[:HASH_DIGITS]}"
-    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
         raise TrainingError(f"the version of a task cannot be {version!r:.80}")
     return version
 

@@ -9,8 +9,8 @@ from shoal.training.errors import TrainingError
 
 TASK_KEY = "shoal_task"
 CONFIG_KEY = "config"
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}(:[A-Za-z0-9_.]{1,100})?")
-_VERSION = re.compile(r"[A-Za-z0-9_.+\-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}(:[A-Za-z0-9_.]{1,100})?")
+VERSION = re.compile(r"[A-Za-z0-9_.+\-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class TaskName:
         content = model_config[TASK_KEY]
         if not isinstance(content, Mapping) or set(content) != {"name", "version"}:
             raise TrainingError(f"{TASK_KEY} has a name and a version and nothing else")
-        for word, rule in (("name", _NAME), ("version", _VERSION)):
+        for word, rule in (("name", NAME), ("version", VERSION)):
             if not isinstance(content[word], str) or not rule.fullmatch(content[word]):
                 raise TrainingError(f"the {word} of a task cannot be {content[word]!r:.80}")
         if not isinstance(model_config.get(CONFIG_KEY), Mapping):
