@@ -1,5 +1,5 @@
 """Tests that share something costly run in one process: where a release of pytest stops that, it
-says nothing, and the suite takes half as long again and its processes get in each other's way."""
+says nothing, and the suite takes a third longer and its processes get in each other's way."""
 
 import pytest
 
