@@ -9,13 +9,7 @@ from typing import Annotated
 
 import typer
 
-from shoal.node.cli_options import (
-    AsJson,
-    Device,
-    Overrides,
-    PresetFile,
-    parse_overrides,
-)
+from shoal.node.cli_options import AsJson, Device, Overrides, PresetFile, parse_overrides
 from shoal.node.progress import shown
 
 
@@ -99,9 +93,9 @@ def join(
 
     # Without a thread of its own: the training process is forked off below.
     with shown("loading", still=True), loading():
-        from shoal.node.provision import join_and_configure, own_base, planned_settings
+        from shoal.node.provision import base_setting, join_and_configure, planned_settings
 
-    chosen = {"train.device": device, "train.base": own_base(base), "train.task": task}
+    chosen = {"train.device": device, "train.base": base_setting(base), "train.task": task}
     flags = {**chosen, **parse_overrides(settings)}
     train = planned_settings(preset, flags).train
     # The training process loads torch while the mesh is fetched.

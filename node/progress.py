@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 # What is being done, how much of it is done, and out of how much (0: nobody knows).
 Tell = Callable[[str, int, int], None]
 
@@ -44,10 +41,15 @@ def shown(what: str, *, still: bool = False) -> Iterator[None]:
 
     still: starts no thread, so nothing moves between what is told.
     """
+    # Every command imports this module, and few of them show anything.
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

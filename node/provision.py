@@ -286,7 +286,7 @@ def _require_own_module(task: str | None, base: Path | None, preset: Preset) -> 
         )
 
 
-def own_base(base: Path | None) -> str | None:
+def base_setting(base: Path | None) -> str | None:
     """`base` under [train], of a directory or hub:NAME; raises as `local_model`."""
     found = local_model(base)
     return None if found is None else str(found.resolve())

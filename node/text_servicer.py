@@ -22,10 +22,7 @@ SERVER_OPTIONS = (
     ("grpc.max_allowed_incoming_connections", 256),
 )
 CALLS_MAX = 256
-CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
+CODES = {429: grpc.StatusCode.RESOURCE_EXHAUSTED}
 NO_KEY = 'show the key: metadata "authorization: Bearer KEY"'
 
 

@@ -5,12 +5,11 @@ import json
 import os
 import random
 import re
-import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from shoal.node.ports import free_ports
+from shoal.node.ports import CHANCE_PORTS, free_ports, hold
 from tests.docs.blocks import ROOT
 from tests.node.mesh import TEXT, any_address
 from tests.training.base_models import write_base
@@ -49,16 +48,10 @@ exec "$PYTHON" -m shoal.node "$@" $more
 
 def consecutive_ports(count: int) -> int:
     """The first of `count` loopback ports on which nodes can listen, with their other ports."""
-    # Below those that systems hand out by themselves.
-    for first in random.sample(range(20_000, 32_000, 16), 700):
+    for first in random.sample(CHANCE_PORTS, 700):
         with ExitStack() as held:
-            try:
-                for port in range(first, first + count):
-                    for above in (0, 100, 200, 300):
-                        held.enter_context(socket.socket()).bind(("127.0.0.1", port + above))
-            except OSError:
-                continue
-            return first
+            if all(hold(held, port) for port in range(first, first + count)):
+                return first
     raise AssertionError("no free ports")
 
 
