@@ -10,8 +10,9 @@ may be in the middle of fetching it. Reads never fail because of a sweep, they f
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 # Whole checkpoints that stay beyond their time because somebody fetches them, the newest first:
 # a bound on the disk that strangers can fill by asking.
 LEASED_MAX = 4
+
+T = TypeVar("T")
 
 
 class Holdings:
@@ -66,12 +69,13 @@ class Holdings:
         """Return where the pieces of an old height lie, or would."""
         return PieceDirectory(self._archive / str(height), height, self._anchor_bytes)
 
-    def _source(self, height: int) -> PieceDirectory | None:
-        path = self._whole / str(height)
-        if path.is_dir():
-            return PieceDirectory(path, height, self._anchor_bytes)
-        archived = self.archived(height)
-        return archived if archived.path.is_dir() else None
+    def _whole_one(self, height: int) -> PieceDirectory:
+        return PieceDirectory(self._whole / str(height), height, self._anchor_bytes)
+
+    def _places(self, height: int) -> tuple[PieceDirectory, PieceDirectory]:
+        """Where a height may lie. In the order in which `demote` moves it: what a reader misses
+        in the first because it goes at that moment, it finds in the second."""
+        return self._whole_one(height), self.archived(height)
 
     def _lease(self, height: int, address: bytes) -> None:
         self._leases.take(height, address, self._clock())
@@ -83,8 +87,7 @@ class Holdings:
 
         def work() -> Description | None:
             wanted = height or max(self.whole_heights(), default=0)
-            source = self._source(wanted)
-            return source.description() if source is not None else None
+            return _first(place.description() for place in self._places(wanted))
 
         described = await asyncio.to_thread(work)
         if described is not None:
@@ -96,8 +99,7 @@ class Holdings:
         self._lease(height, address)
 
         def work() -> bytes | None:
-            source = self._source(height)
-            return source.read(address) if source is not None else None
+            return _first(place.read(address) for place in self._places(height))
 
         data = await asyncio.to_thread(work)
         if data is not None:
@@ -110,21 +112,21 @@ class Holdings:
         return await asyncio.to_thread(self._delta_log, height)
 
     def _delta_log(self, height: int) -> Path | None:
-        source = self._source(height)
-        found = source is not None and source.delta_log.is_file()
-        return source.delta_log if source is not None and found else None
+        logs = (place.delta_log for place in self._places(height))
+        return next((log for log in logs if log.is_file()), None)
 
     async def held(self, height: int) -> tuple[HeldPieces, tuple[bytes, ...]] | None:
         """Return which pieces of a height are here, and all its addresses; None: unknown height."""
 
         def work() -> tuple[HeldPieces, tuple[bytes, ...]] | None:
-            source = self._source(height)
-            described = source.description() if source is not None else None
-            if source is None or described is None:
-                return None
-            log_is_here = self._delta_log(height) is not None
-            here = source.addresses().difference(going)
-            return HeldPieces(here, log_is_here and DELTA_LOG not in going), described.addresses
+            for place in self._places(height):
+                # Before the description: that it is still there says that these were.
+                here = place.addresses().difference(going)
+                described = place.description()
+                if described is not None:
+                    log_is_here = self._delta_log(height) is not None and DELTA_LOG not in going
+                    return HeldPieces(here, log_is_here), described.addresses
+            return None
 
         # Of before: what goes while this looks may still be seen by it.
         going = {piece.address for piece in self._going if piece.height == height}
@@ -164,9 +166,9 @@ class Holdings:
             self._remove(self._whole / str(height))
 
     def _to_archive(self, height: int) -> None:
-        source = self._source(height)
-        described = source.description() if source is not None else None
-        if source is None or described is None:
+        source = self._whole_one(height)
+        described = source.description()
+        if described is None:
             return
         target = self.archived(height)
         target.describe(described)
@@ -257,6 +259,10 @@ def open_holdings(settings: Settings, *, anchor_bytes: int, meters: Meters) -> H
         retention=retention_of(settings),
         meters=meters,
     )
+
+
+def _first(found: Iterable[T | None]) -> T | None:
+    return next((each for each in found if each is not None), None)
 
 
 def _heights(directory: Path) -> list[int]:

@@ -85,9 +85,10 @@ class PieceDirectory:
 
     def addresses(self) -> frozenset[bytes]:
         """Return the chunks that are here."""
-        if not self._chunks.is_dir():
+        try:
+            names = [entry.name for entry in self._chunks.iterdir()]
+        except FileNotFoundError:
             return frozenset()
-        names = (entry.name for entry in self._chunks.iterdir())
         return frozenset(bytes.fromhex(name) for name in names if _ADDRESS.fullmatch(name))
 
     def read(self, address: bytes) -> bytes | None:

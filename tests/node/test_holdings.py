@@ -1,7 +1,11 @@
 """What a node's disk looks like after commits: whole, in pieces, gone; and never under a reader."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from shoal.gossip.chunks import split
 from shoal.node.bulk_wire import Description
@@ -100,6 +104,44 @@ def test_what_is_served_is_the_same_before_and_after(tmp_path: Path) -> None:
     assert disk.names() == ["archive/10"]
     asyncio.run(all_served())
     assert disk.meters.pieces["served"] == 2 * len(wanted)
+
+
+@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("after", [False, True])
+def test_a_reader_in_the_middle_of_the_move_to_the_archive_misses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, after: bool
+) -> None:
+    disk = Disk(tmp_path)
+    disk.commit(10)
+    looks = 0
+
+    def interrupted(look: Callable[..., Any]) -> Callable[..., Any]:
+        def looking(*arguments: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            if looks == moment + 1 and not after:
+                disk.holdings.demote(12)
+            seen = look(*arguments)
+            if looks == moment + 1 and after:
+                disk.holdings.demote(12)
+            return seen
+
+        return looking
+
+    for name in ("addresses", "description", "read"):
+        monkeypatch.setattr(PieceDirectory, name, interrupted(getattr(PieceDirectory, name)))
+
+    async def story() -> None:
+        held = await disk.holdings.held(10)
+        assert held is not None
+        assert held[0].addresses == set(CHECKPOINT.addresses)
+        assert held[0].delta_log
+        assert await disk.holdings.describe(10) is not None
+        assert await disk.holdings.chunk(10, CHECKPOINT.addresses[0]) is not None
+        assert await disk.holdings.delta_log(10) is not None
+
+    asyncio.run(story())
+    assert disk.names() == ["archive/10"], "it was moved"
 
 
 def test_demoting_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
