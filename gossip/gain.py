@@ -1,12 +1,20 @@
-"""How much smaller a sum of deltas is than its parts: the ratio that sets the gain alpha.
+"""How little deltas overlap: the ratio that sets the gain alpha.
 
-Sparse deltas of different nodes hardly overlap, so their weighted sum is shorter than they are,
-by a factor kappa = (sum_j w_j |q_j|) / |sum_j w_j q_j| between 1 and about sqrt(n). The next
-epoch multiplies by it. Every member must find the same bits, and floating-point sums depend on
-their order, so norms are taken of the integer increments that were added to the anchor: exact
-squares, exact sums, an integer square root, an exact median, one rounding at the very end.
+Sparse deltas of different nodes touch different positions, so the weighted sum of what they say is
+shorter than they are together, even where all mean the same, by the factor
 
-Source: the gain rule of reference/algorithms.md 1.4.
+    kappa = (sum_j w_j |q_j|) / | sum_j w_j abs(q_j) |          abs: of each value
+
+which is between 1 (all touch the same positions alike) and sqrt(n) (no two touch one), by the
+inequalities of the triangle and of Cauchy and Schwarz. The next epoch multiplies by it. Magnitudes
+alone count: where deltas contradict each other their sum is short too, and that is no reason to go
+further; nor can a liar raise the gain by contradicting.
+
+Every member must find the same bits, and floating-point sums depend on their order, so norms are
+taken of the integer increments that were added to the anchor: exact squares, exact sums, an integer
+square root, an exact median, one rounding at the very end.
+
+Source: the gain rule of reference/algorithms.md 1.4, there with signs.
 """
 
 from collections import defaultdict
@@ -70,7 +78,7 @@ def _groups(contributions: Iterable[Contribution]) -> list[list[Contribution]]:
 def _ratio(
     group: Sequence[Contribution], scratch: NDArray[np.int32], schema: ModelSchema
 ) -> Fraction | None:
-    """(sum of norms) / (norm of sum). `scratch`: int32 [P], overwritten with the sum.
+    """(sum of norms) / (norm of the sum of magnitudes). `scratch`: int32 [P], overwritten with it.
 
     The square of the sum is kept up to date while deltas are added, from the values before and
     after at the touched positions only. A sum beyond int32 wraps around like the anchor it would
@@ -85,7 +93,7 @@ def _ratio(
         separate += isqrt(_square_of_one(contribution, delta, shifts) << 2 * ROOT_BITS)
         starts = np.cumsum(delta.counts.sum(axis=1)) - delta.counts.sum(axis=1)
         before = scratch[delta.indices]
-        after = before + contribution.increments.reshape(-1)[delta.table_ids()]
+        after = before + np.abs(contribution.increments.reshape(-1))[delta.table_ids()]
         scratch[delta.indices] = after
         square += _weighted(squares_per_tensor(after, starts), shifts)
         square -= _weighted(squares_per_tensor(before, starts), shifts)

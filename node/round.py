@@ -5,7 +5,8 @@
     every E rounds: cut -> root -> attest -> PBFT -> certificate     (node/consensus_driver.py)
 
 The training process never waits for any of this: it makes the steps of round r + 1 while the
-delta of round r is compressed, and folds the new starting point in at a step boundary.
+delta of round r is compressed, and folds a new starting point in at a step boundary: after each own
+round, and as soon as others have said something.
 """
 
 import asyncio
@@ -39,6 +40,9 @@ log = structlog.get_logger()
 # While so many own deltas wait for a cut, because the mesh cannot commit, further rounds are kept
 # in the residual instead: they are said when there is somebody to hear.
 OWN_PENDING_MAX = 256
+# After a starting point was made because of others: so many times as long as that took, none is,
+# so that a large model spends no more than a twentieth of its time on it.
+FOLD_REST = 20
 
 
 @dataclass(slots=True)
@@ -87,10 +91,14 @@ class RoundLoop:
         self._tell = tell
         # A round's number says which text it reads: a node that comes back reads on.
         self._ordered = sequence
+        # The newest round whose delta the anchor and the residual account for.
+        self._accounted = 0
         self._in_flight = 0
         self.facts = RoundFacts(sequence=sequence)
         self.residual = Residual(torch.zeros(model.schema.layout.total), mesh().beta)
         self._pace = Pace(identity.node_id)
+        # Somebody else's delta is in the live anchor and not yet in what the child trains.
+        self._news = asyncio.Event()
         self._told = model.on_added
         model.on_added = self._on_added
 
@@ -98,6 +106,8 @@ class RoundLoop:
         self._told(header)
         now_s = asyncio.get_running_loop().time()
         self._pace.heard(header.sender, header.tokens, now_s)
+        if header.sender != self._identity.node_id:
+            self._news.set()
 
     async def run(self) -> None:
         """Train and publish until `max_rounds` deltas exist; 0 means for ever."""
@@ -105,11 +115,11 @@ class RoundLoop:
         await self._model.wait_until_member(self._identity.node_id)
         self.facts.state = "training"
         self.facts.began_at = asyncio.get_running_loop().time()
-        await self._start_from_anchor(0)
+        await self._start_from_anchor()
         self._order_round()
         self._order_round()
         while self.facts.sequence < (self._max_rounds or math.inf):
-            result = await self._trainer.next_result()
+            result = await self._next_result()
             self._in_flight -= 1
             stages = Stages()
             stages.add("train", result.seconds)
@@ -121,13 +131,30 @@ class RoundLoop:
                     age_s = time.time() - psutil.Process().create_time()
                     log.info("delta.first", seconds_after_start=round(age_s, 1))
                 await self._snapshot(result.round)
+            self._accounted = result.round
             with stages("rebase"):
-                await self._start_from_anchor(result.round)
+                await self._start_from_anchor()
             self._order_round()
             self._note(result, 0 if delta is None else len(delta.frame), stages)
         self.facts.state = "finished"
         self.facts.ended_at = asyncio.get_running_loop().time()
         log.info("training.finished", rounds=self.facts.sequence)
+
+    async def _next_result(self) -> RoundResult:
+        """Wait for the next finished round, and meanwhile hand on what others say."""
+        result = asyncio.ensure_future(self._trainer.next_result())
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            while not result.done():
+                await asyncio.wait((result, news), return_when=asyncio.FIRST_COMPLETED)
+                if news.done() and not result.done():
+                    took_s = await self._start_from_anchor()
+                    news = asyncio.ensure_future(self._news.wait())
+                    await asyncio.wait((result,), timeout=FOLD_REST * took_s)
+            return result.result()
+        finally:
+            result.cancel()
+            news.cancel()
 
     async def _publish_or_skip(self, delta: Delta) -> None:
         try:
@@ -193,17 +220,24 @@ class RoundLoop:
 
         await self._model.compute(keep)
 
-    async def _start_from_anchor(self, number: int) -> None:
-        """Give the child its new starting point: the live anchor, less a share of the unsaid."""
+    async def _start_from_anchor(self) -> float:
+        """Give the child its new starting point: the live anchor, less a share of the unsaid.
+
+        Returns the seconds that it took to make.
+        """
         slot = await self._trainer.weights_slot()
         share = self._mesh().start_share
+        self._news.clear()
 
-        def fill() -> None:
+        def fill() -> float:
+            began = time.perf_counter()
             self._model.live.to_weights(out=slot)
             slot.add_(self.residual.error, alpha=-share)
+            return time.perf_counter() - began
 
-        await self._model.compute(fill)
-        self._trainer.rebase(number)
+        took_s = await self._model.compute(fill)
+        self._trainer.rebase(self._accounted)
+        return took_s
 
     def _order_round(self) -> None:
         if self._max_rounds and self.facts.sequence + self._in_flight >= self._max_rounds:

@@ -70,7 +70,7 @@ def test_the_gain_is_the_ratio_that_floating_point_would_find() -> None:
             delta, part = own[rank].load(), np.zeros(SCHEMA.layout.total)
             part[delta.indices] = own[rank].increments.reshape(-1)[delta.table_ids()]
             part *= scale
-            total += part
+            total += np.abs(part)
             separate += float(np.linalg.norm(part))
         ratios.append(separate / float(np.linalg.norm(total)))
     gain = measure_gain(parts, SCHEMA)
@@ -87,11 +87,27 @@ def test_members_that_made_more_deltas_than_the_others_stand_alone_at_the_end() 
     assert measure_gain([], SCHEMA) is None
 
 
-def test_a_group_that_cancels_out_says_nothing() -> None:
+def test_deltas_that_contradict_each_other_are_no_reason_to_go_further() -> None:
     delta = hashed_delta("there")
     forth = contribution(1, 1, delta)
     back = Contribution(member(2), 1, 1, forth.norms, -forth.increments, lambda: delta)
-    assert measure_gain([forth, back], SCHEMA) is None
+    assert measure_gain([forth, back], SCHEMA) == pytest.approx(1.0)
+
+
+def test_a_group_that_moves_nothing_says_nothing() -> None:
+    delta = hashed_delta("nowhere")
+    still = [
+        Contribution(
+            who,
+            1,
+            1,
+            message_norms(delta),
+            np.zeros((len(SCHEMA.tensors), 4), np.int32),
+            lambda: delta,
+        )
+        for who in (member(1), member(2))
+    ]
+    assert measure_gain(still, SCHEMA) is None
 
 
 def test_only_one_decoded_delta_is_held_and_each_is_loaded_once() -> None:

@@ -16,6 +16,7 @@ from shoal.compression.frame import parse_frame, tensor_norms
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.gain import Contribution
 from shoal.gossip.parameters import (
+    GAIN,
     MEMBERS_MAX,
     PARAMETERS_BYTES_MAX,
     EpochParameters,
@@ -59,8 +60,8 @@ def test_the_next_epoch_is_the_one_it_always_was() -> None:
     assert hashlib.sha256(second.to_bytes()).hexdigest() == GOLDEN_SECOND
 
 
-GOLDEN_FIRST = "5f8fe8ef1822b8d6873fb9c2c51041a665bc360201e2f66ffadf4293a4d478d6"
-GOLDEN_SECOND = "f137bd0e16c7dd1e3773af717870cb4d511edace36d7052e45e52e606c27d125"
+GOLDEN_FIRST = "801c1860794b1dc9ff7ae7e25049a0e093207fc656e69b7025090160af3ebbe3"
+GOLDEN_SECOND = "92548112e1593e2c84785e8a8ae277559da9524a9942d5e02923a2343d1cad97"
 
 
 @given(seed=st.integers(0, 2**32))
@@ -75,19 +76,28 @@ def test_no_order_matters(seed: int) -> None:
     assert shuffled.to_bytes() == straight.to_bytes()
 
 
-def test_the_gain_is_between_one_and_a_quarter_more_than_the_root_of_n() -> None:
+def test_deltas_that_say_the_same_and_ones_that_contradict_have_the_least_gain() -> None:
     previous = epoch(0, 4, alpha=1.7)
     parts = contributions(2, 1, previous)
-    tables = [part.increments for part in parts]
-    cancel = -tables[0].copy()
-    # Nearly opposite deltas: the ratio is enormous, the gain is not.
-    cancel[3] += 1
-    same = parts[0].load()
-    near = Contribution(member(2), 1, 100, parts[0].norms, cancel, lambda: same)
-    bounded = next_parameters(previous, [parts[0], near], members(2), SCHEMA)
-    assert bounded.alpha == 1.25 * math.sqrt(2)
-    twice = Contribution(member(2), 1, 100, parts[0].norms, tables[0], lambda: same)
-    assert next_parameters(previous, [parts[0], twice], members(2), SCHEMA).alpha == 1.0
+    table, same = parts[0].increments, parts[0].load()
+    for other in (table, -table):
+        second = Contribution(member(2), 1, 100, parts[0].norms, other, lambda: same)
+        after = next_parameters(previous, [parts[0], second], members(2), SCHEMA)
+        assert after.alpha == pytest.approx(GAIN, rel=1e-9)
+
+
+def test_sparse_deltas_have_more_and_never_more_than_the_root_of_n() -> None:
+    previous = epoch(0, 4)
+    for n in (2, 3, 4):
+        after = next_parameters(previous, contributions(n, 3, previous), members(n), SCHEMA)
+        assert GAIN < after.alpha <= GAIN * math.sqrt(n)
+
+
+def test_the_last_member_of_a_mesh_counts_once_whatever_the_gain_was() -> None:
+    previous = epoch(4, 4, alpha=3.0)
+    for deltas in (0, 3):
+        one = contributions(1, deltas, previous)
+        assert next_parameters(previous, one, members(1), SCHEMA).alpha == 1.0
 
 
 def test_without_a_pair_the_gain_stays() -> None:

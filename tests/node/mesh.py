@@ -103,6 +103,9 @@ class MadeUpTraining:
         self.step_seconds: float | None = None
         self.steps: list[int] = []
         self.numbers: list[int] = []
+        # Starting points that it was given, and the last one.
+        self.starts = 0
+        self.start = torch.zeros(parameters)
 
     async def shard_tokens(self) -> int:
         return 1000
@@ -145,6 +148,8 @@ class MadeUpTraining:
 
     def rebase(self, number: int) -> None:
         del number
+        self.starts += 1
+        self.start = self._slots[0].clone()
 
     def evaluation_slot(self) -> torch.Tensor:
         return self._slots[3]

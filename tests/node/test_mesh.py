@@ -224,6 +224,26 @@ def test_a_slow_node_makes_short_rounds_and_publishes_with_the_others(tmp_path: 
     asyncio.run(story())
 
 
+def test_what_others_say_is_learned_from_before_the_own_round_ends(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(found_mesh(tmp_path), rounds=0) as nodes:
+            *others, slow = nodes
+            slow.training.step_seconds = 1e4
+            await until(lambda: slow.training.starts > len(slow.training.numbers) + 10, nodes)
+            for node in others:
+                node.training.step_seconds = 1e4
+
+            def follows() -> bool:
+                share = slow.model.mesh().start_share * slow.node.state.facts.residual_norm
+                distance = float((slow.training.start - slow.model.live.to_weights()).norm())
+                heard = slow.model.live.root() == others[0].model.live.root()
+                return heard and distance == pytest.approx(share, rel=1e-3)
+
+            await until(follows, nodes)
+
+    asyncio.run(story())
+
+
 def test_who_goes_the_other_way_counts_for_a_tenth_from_the_next_checkpoint_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
