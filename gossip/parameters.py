@@ -15,6 +15,7 @@ Source: reference/algorithms.md 1.4 (gain, clip), 1.6 (weights).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from struct import Struct, error, pack, unpack_from
@@ -285,7 +286,7 @@ def _next_alpha(
     if kappa is None:
         return previous
     # Beyond the root only where a sum of magnitudes wrapped around.
-    return GAIN * min(max(1.0, float(min(kappa, members))), math.sqrt(members))
+    return GAIN * min(max(1.0, float(min(kappa, Fraction(members)))), math.sqrt(members))
 
 
 def _next_clip(

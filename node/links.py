@@ -55,7 +55,9 @@ log = structlog.get_logger()
 M = TypeVar("M", Hello, Proof)
 
 HANDSHAKE_TIMEOUT_S = 5.0
+# A link that is silent for so long is asked, and any link once in a while, for its round trip.
 PING_INTERVAL_S = 2.0
+MEASURE_INTERVAL_S = 20.0
 SILENCE_MAX_S = 12.0
 BACKOFF_S = (0.1, 5.0)
 POLITE_DELAY_S = 1.0
@@ -159,8 +161,7 @@ class Links:
             self.send(peer, message)
 
     def dial(self, targets: Mapping[str, bytes]) -> None:
-        """Keep links to these addresses, with the id that must answer there, and stop dialling
-        others."""
+        """Keep links to these addresses, with the id that must answer there, and to no others."""
         wanted = set(targets.items())
         for target in set(self._dialers) - wanted:
             self._dialers.pop(target).cancel()
@@ -241,10 +242,9 @@ class Links:
         return reached
 
     def _note_failure(self, peer: bytes, why: str) -> None:
-        record = self.record(peer)
-        if record.last_error != why:
+        if self.record(peer).last_error != why:
             log.info("link.failed", peer=short(peer), why=why)
-        record.last_error = why
+        self.record(peer).last_error = why
 
     def blame(self, peer: bytes, reason: str) -> None:
         """A neighbour sent what was refused for this reason; too much of it ends its links."""
@@ -255,7 +255,6 @@ class Links:
         self, stream: Stream, caller: Presented, proved: Callable[[], None] = lambda: None
     ) -> None:
         """Hold a link that a neighbour dialled, until it ends; raises PeerError to refuse it.
-
 
         caller: whose leaf TLS was made with; proved: called once the handshake is done.
         """
@@ -286,8 +285,8 @@ class Links:
             if theirs.node_id == self._identity.node_id:
                 raise PeerError("own-key", "another process uses this node's key, or a loop")
             if theirs.node_id != expected:
-                says = f"TLS proved {short(expected)}, and it says that it is "
-                raise PeerError("wrong-identity", says + short(theirs.node_id))
+                proved = f"TLS proved {short(expected)}, not {short(theirs.node_id)}"
+                raise PeerError("wrong-identity", proved)
             if not self.trust.admits(theirs.node_id):
                 raise PeerError("not-a-member", short(theirs.node_id))
             self._conduct.require_welcome(theirs.node_id, asyncio.get_running_loop().time())
@@ -307,11 +306,10 @@ class Links:
     async def _hold(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
         link.heard_at = loop.time()
-        first = link.peer not in self._links
         self._links.setdefault(link.peer, []).append(link)
         record = self.record(link.peer)
         record.state, record.last_error = "connected", ""
-        if first:
+        if len(self._links[link.peer]) == 1:
             log.info("link.up", peer=short(link.peer))
             self._on_up(link.peer)
         tasks = [
@@ -379,8 +377,11 @@ class Links:
 
     async def _watch(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
-        while loop.time() - link.heard_at < SILENCE_MAX_S:
-            link.lanes.put(Ping(_now_us()))
+        asked_at = -MEASURE_INTERVAL_S
+        while (silence_s := (now := loop.time()) - link.heard_at) < SILENCE_MAX_S:
+            if silence_s >= PING_INTERVAL_S or now - asked_at >= MEASURE_INTERVAL_S:
+                link.lanes.put(Ping(_now_us()))
+                asked_at = now
             await asyncio.sleep(PING_INTERVAL_S)
         raise PeerError("silent", f"nothing heard for {SILENCE_MAX_S:.0f} s")
 
