@@ -41,6 +41,7 @@ from shoal.node.node import Node
 from shoal.node.recorder import Tracker, recording
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
+from shoal.node.sources import token_cache
 from shoal.node.trackers import open_trackers
 from shoal.node.trainer import TrainerProcess
 from shoal.node.trainer_child import TrainerChild
@@ -179,6 +180,7 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
         "task": train.task or None,
         "tokenizer": str(settings.node.directory / "genesis" / "tokenizer"),
         "data": train.data,
+        "token_cache": str(token_cache(train, settings.node.directory)),
         "device": train.device,
         "threads": train.threads,
         "processes": train.processes,

@@ -24,7 +24,7 @@ from shoal.node.doctor_findings import (
 )
 from shoal.node.errors import UserError
 from shoal.node.identity import Identity, short
-from shoal.training.documents import file_documents
+from shoal.training.documents import FileDocuments
 from shoal.training.errors import TrainingError
 from shoal.training.task_name import TASK_KEY
 
@@ -221,7 +221,7 @@ def text_facts(source: str) -> TextFacts:
         return TextFacts(source, TEXT_BYTES_MAX)
     seen, until = 0, time.monotonic() + TEXT_S_MAX
     try:
-        for document in file_documents(Path(source)):
+        for document in FileDocuments.of(source):
             seen += len(document.encode(errors="surrogatepass"))
             if seen >= TEXT_BYTES_MAX or time.monotonic() > until:
                 return TextFacts(source, seen)

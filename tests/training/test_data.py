@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shoal.training import builtin_text
 from shoal.training.builtin_text import builtin_documents, subject_of
 from shoal.training.data import Corpus, load, split_held_out, union_held_out
-from shoal.training.documents import file_documents
+from shoal.training.documents import FileDocuments
 from shoal.training.errors import TrainingError
 from shoal.training.tokenizer import SEPARATOR, ByteTokenizer, Tokens
 
@@ -81,7 +81,7 @@ def test_a_shard_that_there_is_not_is_refused(source: str) -> None:
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=9, unique=True))
 def test_what_is_held_out_depends_on_content_alone(documents: list[str]) -> None:
     def split(texts: list[str]) -> tuple[list[bytes], list[bytes]]:
-        train, held_out = split_held_out(texts, BYTES)
+        train, held_out, _ = split_held_out(texts, BYTES)
         return sorted(bytes(train).split(b"\0")), sorted(bytes(held_out).split(b"\0"))
 
     assert split(documents) == split(documents[::-1])
@@ -96,13 +96,13 @@ def test_more_text_later_moves_nothing_across() -> None:
 
 
 def test_one_document_has_its_end_held_out() -> None:
-    train, held_out = split_held_out(["abcdefghij" * 10], BYTES)
+    train, held_out, _ = split_held_out(["abcdefghij" * 10], BYTES)
     assert bytes(train) + bytes(held_out) == b"abcdefghij" * 10
     assert len(held_out) == 5
 
 
 def test_two_documents_are_one_to_train_on_and_one_held_out() -> None:
-    train, held_out = split_held_out(["first", "second"], BYTES)
+    train, held_out, _ = split_held_out(["first", "second"], BYTES)
     assert {bytes(train), bytes(held_out)} == {b"first\0", b"second\0"}
 
 
@@ -224,21 +224,21 @@ def test_what_datasets_saved_is_read_where_it_is_installed(tmp_path: Path) -> No
     datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
     rows = datasets.Dataset.from_dict({"text": ["one", None, "two"], "label": [1, 2, 3]})
     rows.save_to_disk(tmp_path / "rows")
-    assert list(file_documents(tmp_path / "rows")) == ["one", "two"]
+    assert list(FileDocuments(tmp_path / "rows")) == ["one", "two"]
     splits = datasets.DatasetDict({"train": rows, "test": rows.select([0])})
     splits.save_to_disk(tmp_path / "splits")
-    assert list(file_documents(tmp_path / "splits")) == ["one", "two"]
+    assert list(FileDocuments(tmp_path / "splits")) == ["one", "two"]
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "no-train")
     with pytest.raises(TrainingError, match='no-train: no split "train"; name one of test'):
-        list(file_documents(tmp_path / "no-train"))
+        list(FileDocuments(tmp_path / "no-train"))
     rows.rename_column("text", "body").save_to_disk(tmp_path / "body")
     with pytest.raises(TrainingError, match='no column "text"; it has body, label'):
-        list(file_documents(tmp_path / "body"))
+        list(FileDocuments(tmp_path / "body"))
     (arrow,) = (tmp_path / "rows").glob("*.arrow")
     arrow.unlink()
     arrow.write_bytes(b"not this")
     with pytest.raises(TrainingError, match="rows: not a readable dataset"):
-        list(file_documents(tmp_path / "rows"))
+        list(FileDocuments(tmp_path / "rows"))
 
 
 def test_a_dataset_without_datasets_says_what_to_install(
@@ -247,4 +247,4 @@ def test_a_dataset_without_datasets_says_what_to_install(
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"needs it; pip install 'shoal\[datasets\]'"):
-        list(file_documents(tmp_path))
+        list(FileDocuments(tmp_path))
