@@ -131,7 +131,7 @@ class TrainSettings(_Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
     """auto, cpu, cuda or cuda:N"""
     data: Annotated[str, Field(min_length=1)] = "builtin:0/4"
-    """builtin:I/N, or a file or directory of text; relative to this file"""
+    """builtin:I/N, a file or directory of text (relative to this file), or hub:NAME"""
     base: str = ""
     """directory of the model that the mesh trains adapters of, if it does; relative to this file"""
     token_cache: str = ""
@@ -334,7 +334,7 @@ def _anchored(values: dict[str, Any], path: Path) -> dict[str, Any]:
     for section, key in PATHS:
         table = values.get(section)
         place = table.get(key) if isinstance(table, dict) else None
-        if isinstance(place, str) and place and not place.startswith("builtin:"):
+        if isinstance(place, str) and place and not place.startswith(("builtin:", "hub:")):
             values = merge(values, {section: {key: str(home / place)}})
     return values
 

@@ -20,6 +20,7 @@ from shoal.node.genesis import (
     parse_document,
     write_genesis,
 )
+from shoal.node.hub import local_data
 from shoal.node.identity import Identity
 from shoal.node.progress import tell
 from shoal.training.adapters import Lora, adapted_model
@@ -104,7 +105,8 @@ class Start:
         return FlatModel(adapted_model(self.config, self.lora, self.base, seed))
 
     def read(self, source: str) -> Source:
-        """Return what one founder trains on; raises TrainingError."""
+        """Return what one founder trains on; raises TrainingError, and UserError where the hub does
+        not have it."""
         if self.task is not None:
             return Examples.read(self.task, source)
         assert self.tokenizer is not None
@@ -112,7 +114,8 @@ class Start:
         def told(done: int, of: int) -> None:
             tell(f"reading {source}, MB", done // 10**6, of // 10**6)
 
-        return load(source, self.tokenizer, cache=self.token_cache, tell=told)
+        found = local_data(source)
+        return load(found, self.tokenizer, cache=self.token_cache, tell=told)
 
 
 def create_mesh(

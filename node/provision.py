@@ -15,7 +15,7 @@ from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_name
 from shoal.node.errors import UserError
 from shoal.node.founding import Start, create_mesh, node_sources
 from shoal.node.genesis import MeshParameters, load_genesis, parse_document
-from shoal.node.hub import local_model
+from shoal.node.hub import local_data, local_model
 from shoal.node.identity import Identity
 from shoal.node.invitations import (
     keep_invitation,
@@ -190,6 +190,7 @@ def join_and_configure(
     require_current(invitation, now_ms())
     if is_node:
         return _invited_again(directory, invitation)
+    local_data(data)
     chosen = load_preset(preset)
     listen = listen or free_address()
     wanted = {"node.listen": listen, "node.advertise": advertise}

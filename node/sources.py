@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 from shoal.node.config import TrainSettings
+from shoal.node.hub import PREFIX
 
 
 def absolute_source(data: str) -> str:
     """The same text wherever it is named from: a path from here, made absolute."""
-    return data if data.startswith("builtin") else str(Path(data).resolve())
+    return data if data.startswith(("builtin", PREFIX)) else str(Path(data).resolve())
 
 
 def token_cache(train: TrainSettings, directory: Path) -> Path:
