@@ -23,6 +23,6 @@ def token_cache(train: TrainSettings, directory: Path) -> Path:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     place = caches / "shoal" / "tokens"
     existing = next(each for each in (place, *place.parents) if each.exists())
-    if caches.is_absolute() and os.access(existing, os.W_OK):
+    if caches.is_absolute() and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return place
     return directory / "tokens"
