@@ -193,7 +193,8 @@ def _locked(entry: Entry) -> BinaryIO:
     while True:
         if entry.open() is not None:
             raise BuiltMeanwhile
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever may not read the text shall not read its tokens.
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The directory gets its name, or goes, at any time.
         with suppress(FileNotFoundError):
             file = path.open("ab")

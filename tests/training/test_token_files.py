@@ -114,6 +114,7 @@ def test_of_many_that_want_the_same_one_writes_it(book: Path, cache: Path) -> No
     assert all(same(each, found[0]) for each in found)
     (entry,) = cache.iterdir()
     assert {each.name for each in entry.iterdir()} == {"about.json", "held_out.bin", "train.bin"}
+    assert entry.stat().st_mode & 0o077 == 0, "others can read the tokens"
 
 
 def test_what_a_killed_process_left_is_never_taken_for_whole(book: Path, cache: Path) -> None:
