@@ -13,8 +13,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(work: Callable[[], T], timeout_s: float) -> T:
-    """Do blocking work in a thread that nobody waits for in the end; raises TimeoutError."""
+async def aside(work: Callable[[], T], timeout_s: float | None) -> T:
+    """Do blocking work in a thread that nobody waits for in the end; raises TimeoutError.
+
+    timeout_s: None for no end.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -35,6 +38,6 @@ async def aside(work: Callable[[], T], timeout_s: float) -> T:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, daemon=True, name="doctor").start()
+    threading.Thread(target=run, daemon=True, name="aside").start()
     async with asyncio.timeout(timeout_s):
         return await future

@@ -27,10 +27,17 @@ from shoal.node.addresses import (
     split_peer,
 )
 from shoal.node.errors import UserError
-from shoal.node.toml_file import line_of, read_toml, toml_value
+from shoal.node.toml_file import line_of, merge, nested, read_toml, toml_value
 
 OFF = "off"
 CONFIG_NAME = "node.toml"
+# What is relative to the file that it stands in, besides [node] directory.
+PATHS = (
+    ("train", "data"),
+    ("train", "base"),
+    ("train", "token_cache"),
+    ("tracking", "directory"),
+)
 
 
 def _checked_address(address: str) -> str:
@@ -124,9 +131,11 @@ class TrainSettings(_Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
     """auto, cpu, cuda or cuda:N"""
     data: Annotated[str, Field(min_length=1)] = "builtin:0/4"
-    """builtin:I/N, or a file or directory of text; relative to this file"""
+    """builtin:I/N, a file or directory of text (relative to this file), or hub:NAME"""
     base: str = ""
     """directory of the model that the mesh trains adapters of, if it does; relative to this file"""
+    token_cache: str = ""
+    """directory for tokens that outgrow memory, relative to this file; "": ~/.cache/shoal/tokens"""
     task: Annotated[str, Field(pattern=r"^([A-Za-z0-9_.]+:[A-Za-z0-9_.]+)?$")] = ""
     """module:Class that may be imported as the task of the mesh, if no package offers it by name"""
     threads: Count = 1
@@ -263,7 +272,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, object] | None = No
     if path is not None and path.is_dir():
         path = path / CONFIG_NAME
     from_file = _from_file(path) if path is not None else {}
-    flags = _nested({name: value for name, value in (overrides or {}).items() if value is not None})
+    flags = nested({name: value for name, value in (overrides or {}).items() if value is not None})
     _refuse_unknown_variables()
     try:
         from_environment = EnvSettingsSource(Settings)()
@@ -307,26 +316,6 @@ def document_settings(values: Mapping[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables merge key by key; anything else in `over` replaces what is in `base`."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _nested(dotted: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    nested: dict[str, dict[str, object]] = {}
-    for name, value in dotted.items():
-        section, _, key = name.partition(".")
-        nested.setdefault(section, {})[key] = value
-    return nested
-
-
 def _from_file(path: Path) -> dict[str, Any]:
     values = read_toml(path)
     # The settings themselves take [Node] for [node]; then its paths would be meant from elsewhere.
@@ -342,10 +331,10 @@ def _anchored(values: dict[str, Any], path: Path) -> dict[str, Any]:
     node = values.get("node", {})
     if isinstance(node, dict) and isinstance(node.get("directory", ""), str):
         values = merge(values, {"node": {"directory": str(home / node.get("directory", ""))}})
-    for section, key in (("train", "data"), ("train", "base"), ("tracking", "directory")):
+    for section, key in PATHS:
         table = values.get(section)
         place = table.get(key) if isinstance(table, dict) else None
-        if isinstance(place, str) and place and not place.startswith("builtin:"):
+        if isinstance(place, str) and place and not place.startswith(("builtin:", "hub:")):
             values = merge(values, {section: {key: str(home / place)}})
     return values
 

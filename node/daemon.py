@@ -12,6 +12,7 @@ import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +27,7 @@ from shoal.consensus.validators import STABILITY_INTERVAL
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.errors import GossipError
 from shoal.gossip.settled import SettledState
+from shoal.node.aside import aside
 from shoal.node.backup import backup_warnings
 from shoal.node.certified import certified, check_state
 from shoal.node.checkpoints import CheckpointStore
@@ -33,6 +35,7 @@ from shoal.node.config import Settings
 from shoal.node.database import Database
 from shoal.node.errors import OK, DamagedError, PeerError, UserError
 from shoal.node.genesis import Genesis, load_genesis
+from shoal.node.hub import local_data
 from shoal.node.identity import Identity, short, verify
 from shoal.node.log import configure_logging
 from shoal.node.membership import MembershipEnded
@@ -41,9 +44,11 @@ from shoal.node.node import Node
 from shoal.node.recorder import Tracker, recording
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
+from shoal.node.sources import token_cache
 from shoal.node.trackers import open_trackers
 from shoal.node.trainer import TrainerProcess
 from shoal.node.trainer_child import TrainerChild
+from shoal.training.task_name import TaskName
 
 log = structlog.get_logger()
 
@@ -131,11 +136,16 @@ async def run_node(
         # What is loaded by now stays. Walking all of torch's modules would stop the loop for long.
         gc.freeze()
         parameters = opened.model.schema.layout.total
-        trainer = TrainerProcess(child, parameters) if child is not None else None
+        trainer = None
+        configuration: Mapping[str, Any] = {}
+        if child is not None:
+            trainer = TrainerProcess(child, parameters)
+            prepare = partial(worker_configuration, settings, opened.genesis)
+            configuration = await aside(prepare, None)
         node = opened.node
         async with recording(node.state, opened.database.boots, trackers or {}) as recorder:
             node.on_row = recorder.tell
-            await _serve(node, settings, opened.genesis, trainer)
+            await _serve(node, settings, trainer, configuration)
     finally:
         await opened.database.close()
     return OK
@@ -170,7 +180,10 @@ def newest_state(
 
 
 def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, Any]:
-    """Return what the training process is told at its start."""
+    """Return what the training process is told at its start; raises UserError.
+
+    Blocks while data is fetched from the hub, where its operator named it so.
+    """
     train, mesh = settings.train, genesis.parameters
     return {
         "model": genesis.model_config,
@@ -178,7 +191,9 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
         "base": train.base or None,
         "task": train.task or None,
         "tokenizer": str(settings.node.directory / "genesis" / "tokenizer"),
-        "data": train.data,
+        # What it is to a task, that says.
+        "data": train.data if TaskName.of(genesis.model_config) else local_data(train.data),
+        "token_cache": str(token_cache(train, settings.node.directory)),
         "device": train.device,
         "threads": train.threads,
         "processes": train.processes,
@@ -195,7 +210,10 @@ def worker_configuration(settings: Settings, genesis: Genesis) -> Mapping[str, A
 
 
 async def _serve(
-    node: Node, settings: Settings, genesis: Genesis, trainer: TrainerProcess | None
+    node: Node,
+    settings: Settings,
+    trainer: TrainerProcess | None,
+    configuration: Mapping[str, Any],
 ) -> None:
     server = Server(node, node.links, node.meters)
     places = settings.node
@@ -218,7 +236,7 @@ async def _serve(
         )
         if trainer is not None:
             # Voting does not wait until it is ready: on a busy machine that takes many seconds.
-            await trainer.start(worker_configuration(settings, genesis))
+            await trainer.start(configuration)
         work = asyncio.create_task(node.run(trainer), name="node")
         stop = asyncio.create_task(stopping.wait(), name="signals")
         await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)

@@ -22,9 +22,10 @@ from shoal.node.doctor_findings import (
     problem,
     warning,
 )
-from shoal.node.errors import UserError
+from shoal.node.errors import UnreachableError, UserError
+from shoal.node.hub import local_data
 from shoal.node.identity import Identity, short
-from shoal.training.documents import file_documents
+from shoal.training.documents import FileDocuments
 from shoal.training.errors import TrainingError
 from shoal.training.task_name import TASK_KEY
 
@@ -210,10 +211,12 @@ class TextFacts:
     bytes_seen: int = 0
     all_seen: bool = False
     error: str = ""
+    # Whether the hub has to be asked for it first.
+    away: bool = False
 
 
 def text_facts(source: str) -> TextFacts:
-    """Read the beginning of a node's text."""
+    """Read the beginning of a node's text; asks no hub for it."""
     if source.startswith("builtin"):
         shard = re.fullmatch(r"builtin:(\d{1,4})/(\d{1,4})", source)
         if shard is None or int(shard[1]) >= int(shard[2]):
@@ -221,11 +224,13 @@ def text_facts(source: str) -> TextFacts:
         return TextFacts(source, TEXT_BYTES_MAX)
     seen, until = 0, time.monotonic() + TEXT_S_MAX
     try:
-        for document in file_documents(Path(source)):
+        for document in FileDocuments.of(local_data(source, fetch=False)):
             seen += len(document.encode(errors="surrogatepass"))
             if seen >= TEXT_BYTES_MAX or time.monotonic() > until:
                 return TextFacts(source, seen)
-    except TrainingError as error:
+    except UnreachableError:
+        return TextFacts(source, away=True)
+    except (TrainingError, UserError) as error:
         return TextFacts(source, error=str(error))
     return TextFacts(source, seen, all_seen=True)
 
@@ -236,6 +241,12 @@ def judge_text(facts: TextFacts, *, sequence: int, enabled: bool) -> Finding:
         return not_checked("data", "this node does not train (train.enabled = false)")
     if facts.error:
         return from_error("data", UserError(facts.error), "set another data under [train]")
+    if facts.away:
+        return warning(
+            "data",
+            f"{facts.source} has not been fetched to this machine",
+            "`shoal run` does so, and needs the network for it",
+        )
     least = 2 * (sequence + 1)
     if facts.all_seen and facts.bytes_seen < least:
         return problem(

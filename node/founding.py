@@ -20,6 +20,7 @@ from shoal.node.genesis import (
     parse_document,
     write_genesis,
 )
+from shoal.node.hub import local_data
 from shoal.node.identity import Identity
 from shoal.node.progress import tell
 from shoal.training.adapters import Lora, adapted_model
@@ -66,6 +67,7 @@ class Start:
     base: Path | None = None
     lora: Lora | None = None
     task: Task | None = None
+    token_cache: Path | None = None
 
     @classmethod
     def of(
@@ -74,12 +76,14 @@ class Start:
         base: Path | None,
         lora: Lora | None,
         task: str | None = None,
+        token_cache: Path | None = None,
     ) -> Self:
         """Raises TrainingError.
 
         config: of transformers, or the task's; None is the default. base: directory of a pretrained
         model of that configuration; the mesh begins with its tokenizer and its weights, or with
         fresh adapters of it, `lora`. task: the name of what is trained instead of a language model.
+        token_cache: for the tokens of what is read (training/token_files.py).
         """
         if task is not None:
             document = task_config(task, config or {})
@@ -87,7 +91,8 @@ class Start:
         tokenizer = load_tokenizer(base)
         files = ByteTokenizer().files() if base is None else tokenizer_files(base)
         chosen = config if config is not None else default_config()
-        return cls(with_mask_token(chosen, tokenizer), tokenizer, files, base, lora)
+        config = with_mask_token(chosen, tokenizer)
+        return cls(config, tokenizer, files, base, lora, token_cache=token_cache)
 
     def model(self, seed: int) -> FlatModel:
         """Return it with its first weights; raises TrainingError."""
@@ -100,11 +105,17 @@ class Start:
         return FlatModel(adapted_model(self.config, self.lora, self.base, seed))
 
     def read(self, source: str) -> Source:
-        """Return what one founder trains on; raises TrainingError."""
+        """Return what one founder trains on; raises TrainingError, and UserError where the hub does
+        not have it."""
         if self.task is not None:
             return Examples.read(self.task, source)
         assert self.tokenizer is not None
-        return load(source, self.tokenizer)
+
+        def told(done: int, of: int) -> None:
+            tell(f"reading {source}, MB", done // 10**6, of // 10**6)
+
+        found = local_data(source)
+        return load(found, self.tokenizer, cache=self.token_cache, tell=told)
 
 
 def create_mesh(
@@ -121,17 +132,18 @@ def create_mesh(
     base: Path | None = None,
     lora: Lora | None = None,
     task: str | None = None,
+    token_cache: Path | None = None,
 ) -> bytes:
     """Make `directory/NAME` for each founder, with a key, a node.toml and the genesis.
 
-    data: as in `node_sources`; model_config, base, lora, task: as in `Start.of`.
+    data: as in `node_sources`; model_config, base, lora, task, token_cache: as in `Start.of`.
     Returns the mesh id. Raises UserError in one line where the model or the data is wrong; then
     nothing has been written.
     """
     addresses = node_addresses(host, ports)
     sources = node_sources(data, nodes)
     try:
-        start = Start.of(model_config, base, lora, task)
+        start = Start.of(model_config, base, lora, task, token_cache)
         check_tokenizer_names(start.tokenizer_files)
         tell("making the first weights")
         anchor = first_anchor(start.model(seed))

@@ -15,7 +15,7 @@ from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_name
 from shoal.node.errors import UserError
 from shoal.node.founding import Start, create_mesh, node_sources
 from shoal.node.genesis import MeshParameters, load_genesis, parse_document
-from shoal.node.hub import local_model
+from shoal.node.hub import local_data, local_model
 from shoal.node.identity import Identity
 from shoal.node.invitations import (
     keep_invitation,
@@ -26,6 +26,7 @@ from shoal.node.invitations import (
 from shoal.node.link_budget import meaning, measure_work, with_budget
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset, apply_preset, check_names, load_preset
+from shoal.node.sources import absolute_source, token_cache
 from shoal.training.adapters import Lora, base_files
 from shoal.training.errors import TrainingError
 
@@ -86,13 +87,7 @@ def make_mesh(
     Raises UserError when there is a mesh already, or an input cannot be read.
     """
     made = [directory / f"node{index}" for index in range(nodes)]
-    # Empty directories are welcome: in containers they are mount points.
-    if any(node.exists() and any(node.iterdir()) for node in made):
-        raise UserError(
-            f"{directory} holds a mesh already, and its keys would be lost; name a new directory"
-        )
-    if "{index}" not in host and port + nodes - 1 > 65535:
-        raise UserError(f"--port {port}: {nodes} nodes need ports up to {port + nodes - 1}")
+    _require_new(directory, made, host, port)
     chosen = load_preset(preset)
     check_names("--set ", flags, setting_names())
     model = local_model(model)
@@ -106,12 +101,12 @@ def make_mesh(
         # What AdamW has trained is best trained on by AdamW (Liu et al. 2025, 3.5). Of a task's
         # module nobody knows which matrices lie between its ends.
         parameters = dataclasses.replace(parameters, muon_scale=0.0)
+    planned = planned_settings(preset, flags)
+    cache = token_cache(planned.train, directory)
     if budget is not None:
-        start = partial(Start.of, config, base, lora, task)
-        train = planned_settings(preset, flags).train
-        measure = partial(
-            measure_work, start, node_sources(source, nodes)[0], train, parameters.muon_scale
-        )
+        start = partial(Start.of, config, base, lora, task, cache)
+        first = node_sources(source, nodes)[0]
+        measure = partial(measure_work, start, first, planned.train, parameters.muon_scale)
         parameters = with_budget(parameters, budget, nodes, measure)
     mesh_id = create_mesh(
         directory,
@@ -126,6 +121,7 @@ def make_mesh(
         base=base,
         lora=lora,
         task=task,
+        token_cache=cache,
     )
     for node in made:
         apply_preset(chosen, node, flags)
@@ -133,6 +129,16 @@ def make_mesh(
     genesis = parse_document((made[0] / "genesis" / "genesis.json").read_bytes())
     says = meaning(parameters, nodes, genesis.schema.layout.total)
     return MadeMesh(mesh_id.hex(), made, ids, says)
+
+
+def _require_new(directory: Path, made: list[Path], host: str, port: int) -> None:
+    # Empty directories are welcome: in containers they are mount points.
+    if any(node.exists() and any(node.iterdir()) for node in made):
+        raise UserError(
+            f"{directory} holds a mesh already, and its keys would be lost; name a new directory"
+        )
+    if "{index}" not in host and port + len(made) - 1 > 65535:
+        raise UserError(f"--port {port}: {len(made)} nodes need ports up to {port + len(made) - 1}")
 
 
 def join_and_configure(
@@ -184,6 +190,7 @@ def join_and_configure(
     require_current(invitation, now_ms())
     if is_node:
         return _invited_again(directory, invitation)
+    local_data(data)
     chosen = load_preset(preset)
     listen = listen or free_address()
     wanted = {"node.listen": listen, "node.advertise": advertise}
@@ -246,11 +253,6 @@ def _invited_again(directory: Path, invitation: Invitation) -> Settings:
         )
     keep_invitation(directory, invitation)
     return load_settings(directory)
-
-
-def absolute_source(data: str) -> str:
-    """The same text wherever it is named from: a path from here, made absolute."""
-    return data if data.startswith("builtin") else str(Path(data).resolve())
 
 
 def mesh_parameters(preset: Preset, where: str) -> MeshParameters:

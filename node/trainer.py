@@ -108,7 +108,12 @@ class TrainerProcess:
         self._reader = asyncio.create_task(self._read_events(), name="trainer-events")
 
     async def _expect(self, kind: str) -> dict[str, Any]:
-        event = await self._read_event()
+        event, told = await self._read_event(), -1
+        while event is not None and event.get("event") == "reading":
+            if (percent := 100 * event["done"] // max(1, event["of"])) > told:
+                log.info("training.reading", percent=percent, of_mb=event["of"] // 10**6)
+                told = percent
+            event = await self._read_event()
         if event is None or event.get("event") != kind:
             message = (event or {}).get("message", "the training process ended at once")
             await self.stop()

@@ -110,7 +110,9 @@ def _shelf() -> list[tuple[str, str]]:
     """Return (subject, text) of every document, subject by subject."""
     order = {subject: position for position, subject in enumerate([*SUBJECTS, OTHER])}
     named = sorted((order[subject_of(name)], name, text) for name, text in named_documents())
-    return [(subject_of(name), piece) for _, name, text in named for piece in cut_into_pieces(text)]
+    return [
+        (subject_of(name), piece) for _, name, text in named for piece in cut_into_pieces([text])
+    ]
 
 
 def _reference_topics() -> Iterator[tuple[str, str]]:

@@ -10,7 +10,8 @@ a node that was restarted does not begin its data again.
 
 import hashlib
 import re
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +20,17 @@ import numpy as np
 import torch
 
 from shoal.training.builtin_text import builtin_documents
-from shoal.training.documents import file_documents
+from shoal.training.documents import FileDocuments, Tell
 from shoal.training.errors import TrainingError
+from shoal.training.token_files import MEMORY_BYTES, BuiltMeanwhile, Entry, Split, Spool
 from shoal.training.tokenizer import SEPARATOR, Tokenizer, Tokens
 
 HELD_OUT_SHARE = 0.05
+# Hashes below are held out.
+THRESHOLD = int(HELD_OUT_SHARE * 2**64).to_bytes(8, "big")
+BATCH_CHARACTERS = 1 << 20
+BATCH_DOCUMENTS = 1024
+NOTHING: Tokens = np.zeros(0, dtype=np.uint8)
 
 
 class Source(Protocol):
@@ -44,6 +51,8 @@ class Corpus:
     source: str
     train: Tokens
     held_out: Tokens
+    # The largest of all of them, where it is known: files may be larger than can be gone through.
+    largest: int | None = None
 
     def require(self, *, sequence: int, vocabulary_size: int) -> None:
         """Raise TrainingError unless windows of `sequence` + 1 tokens can be cut and embedded."""
@@ -53,7 +62,9 @@ class Corpus:
                     f"{self.source}: too short: {len(tokens)} tokens {name}, {sequence + 1} are "
                     "needed; give it more text or make sequence smaller"
                 )
-        largest = max(int(self.train.max()), int(self.held_out.max()))
+        largest = self.largest
+        if largest is None:
+            largest = max(int(self.train.max()), int(self.held_out.max()))
         if largest >= vocabulary_size:
             raise TrainingError(
                 f"{self.source}: the tokenizer gives token {largest}, but the model's vocabulary "
@@ -74,22 +85,43 @@ def windows(tokens: Tokens, starts: np.ndarray, sequence: int) -> torch.Tensor:
     return torch.from_numpy(tokens[positions].astype(np.int64))
 
 
-def load(source: str, tokenizer: Tokenizer) -> Corpus:
+def load(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    cache: Path | None = None,
+    bound: int = MEMORY_BYTES,
+    tell: Tell | None = None,
+) -> Corpus:
     """Read "builtin:I/N" or a file or directory of text.
 
+    cache: directory of the tokens of files where they take more than `bound` bytes, for as long as
+    the files do not change; None keeps them in memory. tell: as in FileDocuments.
     Raises TrainingError, one line, for whatever keeps it from being trained on.
     """
     if source.startswith("builtin"):
         shard = re.fullmatch(r"builtin:(\d{1,4})/(\d{1,4})", source)
         if shard is None:
             raise TrainingError(f'"{source}" is no shard; write builtin:I/N, like builtin:0/4')
-        documents: Iterable[str] = builtin_documents(index=int(shard[1]), shards=int(shard[2]))
+        documents = builtin_documents(index=int(shard[1]), shards=int(shard[2]))
+        found = split_held_out(documents, tokenizer)
     else:
-        documents = file_documents(Path(source))
-    train, held_out = split_held_out(documents, tokenizer)
-    if not len(train) or not len(held_out):
+        found = _split_files(FileDocuments.of(source, tell), tokenizer, cache, bound)
+    if not len(found.train) or not len(found.held_out):
         raise TrainingError(f"{source}: holds no text")
-    return Corpus(source, train, held_out)
+    return Corpus(source, found.train, found.held_out, found.largest)
+
+
+def _split_files(
+    documents: FileDocuments, tokenizer: Tokenizer, cache: Path | None, bound: int
+) -> Split:
+    if cache is None:
+        return split_held_out(documents, tokenizer)
+    entry = Entry.of(documents, tokenizer, cache)
+    while (found := entry.open()) is None:
+        with suppress(BuiltMeanwhile):
+            return split_held_out(documents, tokenizer, Spool(entry, bound))
+    return found
 
 
 def union_held_out(shards: int, tokenizer: Tokenizer) -> Tokens:
@@ -98,31 +130,58 @@ def union_held_out(shards: int, tokenizer: Tokenizer) -> Tokens:
     return np.concatenate(parts)
 
 
-def split_held_out(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
+def split_held_out(
+    documents: Iterable[str], tokenizer: Tokenizer, spool: Spool | None = None
+) -> Split:
     """Return the tokens of the documents to train on and of those held out.
 
     Where chance holds out none or all of a few documents, the one with the smallest hash is held
     out; of a single document, its last 5 %.
+
+    documents: gone through a second time in these cases. spool: where the tokens are collected.
+    Raises as `Spool.add` and `Spool.finish`.
     """
-    hashed = [
-        (hashlib.sha256(text.encode(errors="surrogatepass")).digest(), text)
-        for text in documents
-        if text.strip()
-    ]
-    if len(hashed) == 1:
-        tokens = tokenizer.encode(hashed[0][1])
-        cut = len(tokens) - max(1, round(HELD_OUT_SHARE * len(tokens)))
-        return tokens[:cut], tokens[cut:]
-    threshold = int(HELD_OUT_SHARE * 2**64).to_bytes(8, "big")
-    chosen = {digest for digest, _ in hashed if digest[:8] < threshold}
-    if hashed and (not chosen or len(chosen) == len({digest for digest, _ in hashed})):
-        chosen = {min(digest for digest, _ in hashed)}
-    return (
-        _join((text for digest, text in hashed if digest not in chosen), tokenizer),
-        _join((text for digest, text in hashed if digest in chosen), tokenizer),
-    )
+    with closing(spool or Spool()) as spool:
+        count, smallest = _collect(documents, tokenizer, spool, lambda digest: digest < THRESHOLD)
+        if count == 1:
+            (text,) = filter(str.strip, documents)
+            tokens = tokenizer.encode(text)
+            cut = len(tokens) - max(1, round(HELD_OUT_SHARE * len(tokens)))
+            return Split(tokens[:cut], tokens[cut:], int(tokens.max(initial=0)))
+        if not all(spool.counts):
+            spool.restart()
+            _collect(documents, tokenizer, spool, lambda digest: digest == smallest)
+        if not all(spool.counts):
+            return Split(NOTHING, NOTHING, 0)
+        return spool.finish()
 
 
-def _join(documents: Iterable[str], tokenizer: Tokenizer) -> Tokens:
-    parts = [tokenizer.encode(text + SEPARATOR) for text in documents]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint8)
+def _collect(
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    spool: Spool,
+    is_held_out: Callable[[bytes], bool],
+) -> tuple[int, bytes]:
+    """Tokenise documents into the spool; returns how many there are and their smallest hash."""
+    count, smallest = 0, b"\xff" * 32
+    for texts in _batches(filter(str.strip, documents)):
+        digests = [hashlib.sha256(each.encode(errors="surrogatepass")).digest() for each in texts]
+        count, smallest = count + len(texts), min(smallest, *digests)
+        tokens = tokenizer.encode_all([text + SEPARATOR for text in texts])
+        for digest, each in zip(digests, tokens, strict=True):
+            spool.add(each, held_out=is_held_out(digest))
+    return count, smallest
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Put documents together to what is worth sharing between cores and small in memory."""
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

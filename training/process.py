@@ -30,3 +30,5 @@ def limit_threads(threads: int) -> None:
         raise TrainingError(f"threads must be a whole number from 1 to 1024, not {threads!r}")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["MKL_NUM_THREADS"] = str(threads)
+    # The tokenizers library's.
+    os.environ["RAYON_NUM_THREADS"] = str(threads)

@@ -19,6 +19,7 @@ import torch
 from shoal.training.adapters import Lora, adapted_model, require_base
 from shoal.training.data import Corpus, Source, load
 from shoal.training.device import device_of_rank, pick_device
+from shoal.training.documents import Tell
 from shoal.training.errors import TrainingError
 from shoal.training.evaluate import held_out_loss
 from shoal.training.installed_tasks import installed_task
@@ -52,6 +53,8 @@ class SessionConfig:
     base: str | None = None
     # The module:Class that a task may be imported by (installed_tasks.py).
     task: str | None = None
+    # Directory for the tokens of files (token_files.py); None keeps them in memory.
+    token_cache: str | None = None
     # Directory of a tokenizer; None is the built-in one.
     tokenizer: str | None = None
     device: str = "auto"
@@ -78,6 +81,11 @@ class SessionConfig:
         config = cls(**values)
         config._check()
         return config
+
+    @property
+    def cache(self) -> Path | None:
+        """`token_cache` as a path."""
+        return None if self.token_cache is None else Path(self.token_cache)
 
     def _check(self) -> None:
         bounds: dict[str, tuple[type, float, float]] = {
@@ -108,9 +116,9 @@ class SessionConfig:
                 f"a batch of {self.batch} cannot be shared equally by {self.processes} processes; "
                 "make batch a multiple of processes"
             )
-        for name in ("data", "device", "tokenizer", "base", "task"):
+        for name in ("data", "device", "tokenizer", "base", "task", "token_cache"):
             value = getattr(self, name)
-            optional = name in ("tokenizer", "base", "task")
+            optional = name not in ("data", "device")
             if not isinstance(value, str) and not (optional and value is None):
                 raise TrainingError(f"{name} must be a string, not {value!r}")
 
@@ -153,9 +161,10 @@ class Material(NamedTuple):
         return len(self.source.train)
 
 
-def read_material(config: SessionConfig) -> Material:
+def read_material(config: SessionConfig, tell: Tell | None = None) -> Material:
     """Read the tokenizer and the text, which needs no model; raises TrainingError.
 
+    tell: told how far the reading of files is, where it takes long (documents.py).
     A base model or a task that is not the mesh's is found here too: before anybody hears of this
     node.
     """
@@ -165,7 +174,7 @@ def read_material(config: SessionConfig) -> Material:
     if config.lora is not None:
         require_base(Lora.from_json(config.lora), config.base)
     tokenizer = load_tokenizer(None if config.tokenizer is None else Path(config.tokenizer))
-    return Material(tokenizer, load(config.data, tokenizer))
+    return Material(tokenizer, load(config.data, tokenizer, cache=config.cache, tell=tell))
 
 
 def fresh_model(config: SessionConfig, seed: int, device: torch.device | None = None) -> FlatModel:
@@ -263,7 +272,7 @@ class TrainingSession:
         if isinstance(self._source, Examples):
             return Examples.read(self._source.task, source)
         assert self.tokenizer is not None
-        return load(source, self.tokenizer)
+        return load(source, self.tokenizer, cache=self._config.cache)
 
     def rebase(self, weights: torch.Tensor, newer: Sequence[torch.Tensor] = ()) -> None:
         """Move to a new starting point: x becomes base' + (x - base), and base becomes base'.

@@ -19,6 +19,7 @@ import threading
 import traceback
 from collections import deque
 from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoal.training.errors import TrainingError
@@ -199,7 +200,15 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
         from shoal.training.group import Leader
 
         leader = Leader(configuration, config.processes, lambda why: _end(outbox, why))
-    material = read_material(config)
+    # The start is over when the model is built, or when it takes so long that it is told of; from
+    # then on the node and everybody else come first.
+    stand_back = cache(partial(os.nice, config.nice))
+
+    def tell(done: int, of: int) -> None:
+        stand_back()
+        outbox.send("reading", done=done, of=of)
+
+    material = read_material(config, tell)
     # The node needs to know this before it can ask to be let in; the model takes seconds more.
     outbox.send("text", shard_tokens=material.shard_tokens)
     if loading is not None:
@@ -208,8 +217,7 @@ def _serve(inbox: Inbox, outbox: Outbox) -> NoReturn:
     if leader is not None:
         session.lead(leader)
     slots = map_slots(memory, session.parameters)
-    # The start is over; from here on the node and everybody else come first.
-    os.nice(config.nice)
+    stand_back()
     outbox.send(
         "ready",
         params=session.parameters,

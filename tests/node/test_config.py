@@ -73,9 +73,11 @@ def test_relative_paths_are_meant_from_where_the_file_lies(config: Path) -> None
     assert settings.train.data == str(config.parent / "texts")
 
 
-def test_the_builtin_text_is_not_a_path(config: Path) -> None:
-    config.write_text('[train]\ndata = "builtin:2/4"\n')
-    assert load_settings(config).train.data == "builtin:2/4"
+@pytest.mark.parametrize("data", ["builtin:2/4", "hub:org/texts@v1#data/*.jsonl"])
+def test_the_builtin_text_and_the_hubs_are_not_paths(config: Path, data: str) -> None:
+    config.write_text(f'[train]\ndata = "{data}"\ntoken_cache = "tokens"\n')
+    assert load_settings(config).train.data == data
+    assert load_settings(config).train.token_cache == str(config.parent / "tokens")
 
 
 @pytest.mark.parametrize(

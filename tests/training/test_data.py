@@ -1,19 +1,22 @@
 """What is trained on and what is held out, from the built-in text and from files."""
 
+import gzip
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.training import builtin_text
 from shoal.training.builtin_text import builtin_documents, subject_of
 from shoal.training.data import Corpus, load, split_held_out, union_held_out
-from shoal.training.documents import file_documents
+from shoal.training.documents import FileDocuments
 from shoal.training.errors import TrainingError
 from shoal.training.tokenizer import SEPARATOR, ByteTokenizer, Tokens
 
@@ -81,7 +84,7 @@ def test_a_shard_that_there_is_not_is_refused(source: str) -> None:
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=9, unique=True))
 def test_what_is_held_out_depends_on_content_alone(documents: list[str]) -> None:
     def split(texts: list[str]) -> tuple[list[bytes], list[bytes]]:
-        train, held_out = split_held_out(texts, BYTES)
+        train, held_out, _ = split_held_out(texts, BYTES)
         return sorted(bytes(train).split(b"\0")), sorted(bytes(held_out).split(b"\0"))
 
     assert split(documents) == split(documents[::-1])
@@ -96,13 +99,13 @@ def test_more_text_later_moves_nothing_across() -> None:
 
 
 def test_one_document_has_its_end_held_out() -> None:
-    train, held_out = split_held_out(["abcdefghij" * 10], BYTES)
+    train, held_out, _ = split_held_out(["abcdefghij" * 10], BYTES)
     assert bytes(train) + bytes(held_out) == b"abcdefghij" * 10
     assert len(held_out) == 5
 
 
 def test_two_documents_are_one_to_train_on_and_one_held_out() -> None:
-    train, held_out = split_held_out(["first", "second"], BYTES)
+    train, held_out, _ = split_held_out(["first", "second"], BYTES)
     assert {bytes(train), bytes(held_out)} == {b"first\0", b"second\0"}
 
 
@@ -177,9 +180,54 @@ def test_a_file_that_cannot_be_used_is_one_line_that_names_it(
     assert "\n" not in str(caught.value)
 
 
+ROWS = b'{"text": "one", "body": "1"}\n{"text": "two", "body": "2"}\n'
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)]
+)
+def test_compressed_lines_are_read_and_a_file_that_is_none_is_refused(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"data.jsonl{suffix}"
+    path.write_bytes(pack(ROWS) + pack(ROWS))
+    assert list(FileDocuments(tmp_path)) == ["one", "two"] * 2
+    path.write_bytes(pack(ROWS * 10_000)[:-30])
+    with pytest.raises(TrainingError, match=r"cannot be unpacked.*anew|not a JSON object"):
+        list(FileDocuments(path))
+    path.write_bytes(b"not packed")
+    with pytest.raises(TrainingError, match="cannot be unpacked"):
+        list(FileDocuments(path))
+    # A few hundred bytes that would be a line of 32 MB.
+    bomb = pack(b'{"text": "' + bytes(1 << 25))
+    assert len(bomb) < 100_000
+    path.write_bytes(bomb)
+    with pytest.raises(TrainingError, match="a line of more than 16,777,216 characters"):
+        list(FileDocuments(path))
+
+
+def test_a_source_may_say_which_column_and_which_files(tmp_path: Path) -> None:
+    for name in ("data/train-0.jsonl", "data/train-1.jsonl", "data/test-0.jsonl", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(ROWS)
+
+    def documents(options: str) -> list[str]:
+        return list(FileDocuments.of(f"{tmp_path}{options}"))
+
+    assert len(documents("")) == 7
+    assert documents("?files=data/train-*,*.md&text=body") == [ROWS.decode(), "1", "2", "1", "2"]
+    assert documents("/data/test-0.jsonl?text=body") == ["1", "2"]
+    with pytest.raises(TrainingError, match=r'no string under "title".*may end with [?]text=NAME'):
+        documents("/data?text=title")
+    with pytest.raises(TrainingError, match=r"holds no text in files like \*.csv; .txt"):
+        documents("?files=*.csv")
+    with pytest.raises(TrainingError, match="does not exist"):
+        documents("?lines=3")
+
+
 def test_a_directory_without_text_says_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\xff")
-    with pytest.raises(TrainingError, match=r"holds no text; \.txt.*\.jsonl and \.parquet"):
+    with pytest.raises(TrainingError, match=r"holds no text; \.txt.*\.jsonl .*and \.parquet"):
         load(str(tmp_path), BYTES)
 
 
@@ -204,7 +252,7 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path: Path) -> None:
     corpus = load(str(path), BYTES)
     assert {bytes(corpus.train), bytes(corpus.held_out)} == {b"one\0", b"two\0"}
     parquet.write_table(pyarrow.table({"body": ["one"]}), path)
-    with pytest.raises(TrainingError, match=r'no column "text"; it has body'):
+    with pytest.raises(TrainingError, match=r'no column "text";.* it has body'):
         load(str(path), BYTES)
     path.write_bytes(b"PAR1 no")
     with pytest.raises(TrainingError, match="not a readable Parquet file"):
@@ -224,21 +272,21 @@ def test_what_datasets_saved_is_read_where_it_is_installed(tmp_path: Path) -> No
     datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
     rows = datasets.Dataset.from_dict({"text": ["one", None, "two"], "label": [1, 2, 3]})
     rows.save_to_disk(tmp_path / "rows")
-    assert list(file_documents(tmp_path / "rows")) == ["one", "two"]
+    assert list(FileDocuments(tmp_path / "rows")) == ["one", "two"]
     splits = datasets.DatasetDict({"train": rows, "test": rows.select([0])})
     splits.save_to_disk(tmp_path / "splits")
-    assert list(file_documents(tmp_path / "splits")) == ["one", "two"]
+    assert list(FileDocuments(tmp_path / "splits")) == ["one", "two"]
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "no-train")
     with pytest.raises(TrainingError, match='no-train: no split "train"; name one of test'):
-        list(file_documents(tmp_path / "no-train"))
+        list(FileDocuments(tmp_path / "no-train"))
     rows.rename_column("text", "body").save_to_disk(tmp_path / "body")
-    with pytest.raises(TrainingError, match='no column "text"; it has body, label'):
-        list(file_documents(tmp_path / "body"))
+    with pytest.raises(TrainingError, match=r'no column "text";.* it has body, label'):
+        list(FileDocuments(tmp_path / "body"))
     (arrow,) = (tmp_path / "rows").glob("*.arrow")
     arrow.unlink()
     arrow.write_bytes(b"not this")
     with pytest.raises(TrainingError, match="rows: not a readable dataset"):
-        list(file_documents(tmp_path / "rows"))
+        list(FileDocuments(tmp_path / "rows"))
 
 
 def test_a_dataset_without_datasets_says_what_to_install(
@@ -247,4 +295,4 @@ def test_a_dataset_without_datasets_says_what_to_install(
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"needs it; pip install 'shoal\[datasets\]'"):
-        list(file_documents(tmp_path))
+        list(FileDocuments(tmp_path))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.training.errors import TrainingError
@@ -50,6 +50,39 @@ def test_any_other_tokenizer_is_read_by_the_library(tmp_path: Path) -> None:
     tokens = load_tokenizer(tmp_path).encode("fish shoal fish")
     assert tokens.tolist() == [1, 0, 1]
     assert np.issubdtype(tokens.dtype, np.unsignedinteger)
+
+
+def test_text_is_neither_cut_nor_filled_up_whatever_the_file_says_of_inputs() -> None:
+    content = {
+        "model": {"type": "WordLevel", "vocab": {"fish": 0, "pad": 1}, "unk_token": "fish"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "truncation": {
+            "max_length": 2,
+            "strategy": "LongestFirst",
+            "stride": 0,
+            "direction": "Right",
+        },
+        "padding": {
+            "strategy": "BatchLongest",
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 1,
+            "pad_type_id": 0,
+            "pad_token": "pad",
+        },
+    }
+    tokenizer = FileTokenizer(json.dumps(content).encode())
+    texts = ["fish fish fish", "fish", ""]
+    assert [each.tolist() for each in tokenizer.encode_all(texts)] == [[0, 0, 0], [0], []]
+    assert tokenizer.encode(texts[0]).tolist() == [0, 0, 0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=40), max_size=5))
+def test_all_at_once_is_each_by_itself(texts: list[str]) -> None:
+    for tokenizer in (ByteTokenizer(), FileTokenizer(ByteTokenizer().files()["tokenizer.json"])):
+        together = [each.tolist() for each in tokenizer.encode_all(texts)]
+        assert together == [tokenizer.encode(text).tolist() for text in texts]
 
 
 def test_the_mask_token_is_no_byte_of_a_text_or_what_the_file_calls_so() -> None:

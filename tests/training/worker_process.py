@@ -89,7 +89,8 @@ class WorkerProcess:
     def configure(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Send the settings; returns the event that says whether it is ready."""
         self.send("configure", **settings, memory_fd=self._file.fileno())
-        event = self.event()
+        while (event := self.event())["event"] == "reading":
+            pass
         if event["event"] == "text":
             self.shard_tokens = int(event["shard_tokens"])
             event = self.event()
