@@ -9,6 +9,7 @@ rate of the line from each member is tbf's, on the member's own device (network.
 """
 
 import argparse
+import errno
 import os
 import select
 import time
@@ -85,9 +86,18 @@ def serve(switch: Switch) -> None:
         now = time.monotonic()
         for port, line in switch.lines.items():
             for frame in line.arrived(now):
-                # A member that does not read loses it, as on any wire.
-                with suppress(BlockingIOError):
-                    os.write(port, frame)
+                _send(port, frame)
+
+
+def _send(port: int, frame: bytes) -> None:
+    """A member that does not read, or whose device is not up yet, loses it, as on any wire."""
+    try:
+        os.write(port, frame)
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def main() -> None:
