@@ -39,6 +39,7 @@ from shoal.gossip.errors import GossipError
 from shoal.gossip.manifest import Manifest, chunk_sizes, manifest_bytes
 from shoal.gossip.schema import PARAMETERS_MAX, ModelSchema
 from shoal.gossip.settled import SETTLED_BYTES_MAX
+from shoal.node.durable import sync_directory
 from shoal.node.errors import DamagedError
 
 MODEL_WEIGHTS = "model.safetensors"
@@ -97,14 +98,6 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_list(path: Path, items: Sequence[bytes]) -> None:
@@ -258,10 +251,10 @@ class CheckpointStore:
         _write_list(temporary / "epochs.bin", files.links)
         if deltas is not None:
             _write_list(temporary / "deltas.bin", deltas)
-        _sync_directory(temporary / "chunks")
-        _sync_directory(temporary)
+        sync_directory(temporary / "chunks")
+        sync_directory(temporary)
         temporary.rename(final)
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
     def read(self, height: int) -> CheckpointFiles:
         """Return a checkpoint's bytes, unchecked; raises DamagedError as `read_checkpoint`."""

@@ -19,7 +19,12 @@ def write_durably(path: Path, data: bytes) -> None:
 def settle(temporary: Path, path: Path) -> None:
     """Give a file that is on the disk its final name, durably."""
     temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on the disk before it returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,9 +2,8 @@
 
 Either side may dial. The side with the smaller id dials at once and the other only after a
 moment, so that two nodes that start together normally end with one stream; a second one does no
-harm, because everything that travels here may arrive twice.
-
-Of what waits to be sent, consensus goes before gossip (lanes.py).
+harm, because everything that travels here may arrive twice. Of what waits, consensus is sent
+before gossip (lanes.py).
 
 TLS has proved who the other side is before the first frame (trust.py, gate.py), and the handshake
 of a link must name the same node: a connection speaks for one member only. A link ends when its
@@ -242,9 +241,10 @@ class Links:
         return reached
 
     def _note_failure(self, peer: bytes, why: str) -> None:
-        if self.record(peer).last_error != why:
+        record = self.record(peer)
+        if record.last_error != why:
             log.info("link.failed", peer=short(peer), why=why)
-        self.record(peer).last_error = why
+        record.last_error = why
 
     def blame(self, peer: bytes, reason: str) -> None:
         """A neighbour sent what was refused for this reason; too much of it ends its links."""
