@@ -1,4 +1,7 @@
-"""How good the newest committed model is on this node's held-out text, measured between rounds."""
+"""How good the newest committed model is on this node's held-out text, measured between rounds.
+
+It stops training for as long as it takes, so it takes its turn only now and then.
+"""
 
 import asyncio
 import time
@@ -13,9 +16,14 @@ from shoal.node.trainer import TrainerProcess, TrainingFailed
 
 log = structlog.get_logger()
 
+# After one evaluation: so many times as long as it took there is none, so that where checkpoints
+# come quickly no more than a fiftieth of the time is spent on it. Once training is over all are.
+EVALUATION_REST = 50
+
 
 class Evaluation:
-    """At most one at a time: while one is under way, newer heights go without."""
+    """At most one at a time: while one is under way, and for a while after, newer heights go
+    without."""
 
     def __init__(
         self, model: SharedModel, facts: Callable[[], RoundFacts], tell: Callable[[Row], None]
@@ -24,17 +32,24 @@ class Evaluation:
         self._tell = tell
         self._facts = facts
         self._task: asyncio.Task[None] | None = None
+        self._rest_until = 0.0
 
     def soon(self, trainer: TrainerProcess) -> None:
-        """Measure the committed model, unless the trainer is not ready or one is being measured."""
-        if trainer.ready and (self._task is None or self._task.done()):
+        """Measure the committed model, unless the trainer is not ready or one is being measured,
+        or was a short while ago."""
+        resting = asyncio.get_running_loop().time() < self._rest_until
+        resting = resting and self._facts().state != "finished"
+        if trainer.ready and not resting and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._evaluate(trainer), name="evaluation")
 
     async def _evaluate(self, trainer: TrainerProcess) -> None:
         try:
             height, committed = self._model.height, self._model.committed
             await self._model.compute(lambda: committed.to_weights(out=trainer.evaluation_slot()))
-            measured = await trainer.evaluate(str(height))
+            found = await trainer.evaluate(str(height))
+            now = asyncio.get_running_loop().time()
+            self._rest_until = now + EVALUATION_REST * found.seconds
+            measured = found.measured
             self._facts().evaluations[height] = measured["loss"]
             values = {f"held_out_{name}": round(value, 4) for name, value in measured.items()}
             log.info("checkpoint.evaluated", height=height, **values)

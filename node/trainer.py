@@ -42,6 +42,14 @@ class RoundResult:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What weights are worth on held-out data, by name, and the seconds of training it cost."""
+
+    measured: dict[str, float]
+    seconds: float
+
+
 class TrainingFailed(Exception):
     """The training process ended or reported an error; the message is one line."""
 
@@ -79,7 +87,7 @@ class TrainerProcess:
         self._commands: asyncio.WriteTransport | None = None
         self._events = asyncio.StreamReader(limit=LINE_BYTES_MAX)
         self._rounds: asyncio.Queue[RoundResult | TrainingFailed] = asyncio.Queue()
-        self._evaluations: dict[str, asyncio.Future[dict[str, float]]] = {}
+        self._evaluations: dict[str, asyncio.Future[Evaluated]] = {}
         self._rebased = asyncio.Event()
         self._rebased.set()
         self._reader: asyncio.Task[None] | None = None
@@ -173,10 +181,10 @@ class TrainerProcess:
         """Return where the weights to evaluate go."""
         return self.memory.slots[SLOT_EVALUATE_IN]
 
-    async def evaluate(self, tag: str) -> dict[str, float]:
+    async def evaluate(self, tag: str) -> Evaluated:
         """Return the held-out "loss" (nats per token) of the evaluation slot, between rounds, and
         whatever else a task measures."""
-        future: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Evaluated] = asyncio.get_running_loop().create_future()
         self._evaluations[tag] = future
         self._send({"cmd": "evaluate", "tag": tag})
         return await future
@@ -211,7 +219,7 @@ class TrainerProcess:
             elif kind == "evaluated":
                 future = self._evaluations.pop(event["tag"], None)
                 if future is not None and not future.done():
-                    future.set_result(event["measured"])
+                    future.set_result(Evaluated(event["measured"], event["seconds"]))
             elif kind == "error":
                 failure = str(event["message"])
             else:

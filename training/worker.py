@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from contextlib import suppress
@@ -146,8 +147,10 @@ class Worker:
         )
 
     def _evaluate(self, tag: str) -> None:
+        began = time.perf_counter()
         measured = self._session.evaluate(self._slots[EVALUATE_IN])
-        self._outbox.send("evaluated", tag=tag, measured=measured)
+        took = round(time.perf_counter() - began, 6)
+        self._outbox.send("evaluated", tag=tag, measured=measured, seconds=took)
 
 
 def main() -> NoReturn:
