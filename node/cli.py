@@ -244,6 +244,7 @@ def generate(
 
 app.command()(proof_commands.verify)
 app.command()(proof_commands.audit)
+app.command()(proof_commands.average)
 app.command()(demo_command.demo)
 
 

@@ -1,4 +1,4 @@
-"""`shoal verify` and `shoal audit`: what a stranger asks of a checkpoint directory."""
+"""`shoal verify`, `shoal audit`, `shoal average`: what a stranger can do with checkpoints alone."""
 
 import json
 from pathlib import Path
@@ -76,3 +76,33 @@ def audit(
             f"checkpoint {wrong[0].height} does not follow from its deltas: "
             f"{first.reason}: {first.detail}"
         )
+
+
+def average(
+    directory: Annotated[Path, typer.Argument(help="a node's directory")],
+    target: Annotated[Path, typer.Argument(help="the directory to make")],
+    last: Annotated[int, typer.Option(min=2, max=1000, help="of how many newest, at most")] = 3,
+    trust: Annotated[
+        str | None, typer.Option(metavar="MESH", help="mesh id in hex, or a genesis.json")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the mean of the newest checkpoints, which is better than each of them.
+
+    It has less of the noise of the last steps, while the learning rate is high. Verifies every
+    part first; the result opens like a checkpoint, but has no certificate of its own. A node keeps
+    retention.keep_whole checkpoints to take the mean of.
+
+    Example: shoal average runs/mesh/node0 runs/averaged
+    """
+    from shoal.node.verify import trusted_mesh
+
+    mesh_id = trusted_mesh(trust) if trust is not None else None
+    with shown("loading"):
+        from shoal.node.average import AVERAGE, average
+
+        proofs = average(directory, target, last=last, trust=mesh_id, tell=tell)
+    facts = json.loads((target / AVERAGE).read_text())
+    heights = ", ".join(str(proof.record.height) for proof in proofs)
+    line = f"{target} is the mean of the certified checkpoints {heights} of mesh {facts['mesh']}"
+    answer({"directory": str(target), **facts}, [line], as_json=as_json)
