@@ -6,7 +6,8 @@
 Four workers, each in a network namespace of its own (network.py), do the common work
 (common_work.py). A worker's sent bytes are its interface's counter when its weights of that mark
 are on the disk. Losses are those of each worker's own model, measured after the run, when nothing
-else computes; Shoal's live anchors are measured besides. A run that is in the data file already is
+else computes; Shoal's live anchors are measured besides, and at the end the mean of the last
+checkpoints that `shoal average` makes on each node. A run that is in the data file already is
 not made again. One JSON line a run goes to benchmarks/data/loss_per_byte.jsonl.
 """
 
@@ -42,7 +43,7 @@ def run(
 
     marks: steps of each worker after which its weights are measured; the last is the end.
     """
-    from benchmarks.common_work import prepare
+    from benchmarks.common_work import evaluate, prepare
     from benchmarks.systems import Job, start
 
     with tempfile.TemporaryDirectory(
@@ -58,6 +59,9 @@ def run(
             total = [star.sent_bytes(index) for index in range(MEMBERS)]
             frames = [star.sent_frames(index) for index in range(SERVER)]
             facts = running.finish()
+        averages = running.averages()
+        if averages:
+            facts["average_losses"] = _measured(evaluate, work, averages)
         return {
             "benchmark": "loss_per_byte",
             "system": system,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shoal.node.checkpoint_dirs import checkpoint_directories
+from shoal.node.checkpoints import MODEL_WEIGHTS
 
-# What came after the last full cut may stay uncommitted: nothing new for so long is the end.
-SETTLE_SECONDS = 6.0
+# What came after the last full cut gets one of its own when all has been quiet for four rounds:
+# no new checkpoint for so long is the end.
+SETTLE_SECONDS = 15.0
 STOP_SECONDS = 20.0
 # A node on a starved machine may answer late.
 ASK_SECONDS = 120.0
@@ -83,6 +85,15 @@ class MeshEnd:
                 round(reply["training"]["computing_share"], 4) for reply in replies
             ],
         }
+
+    def average(self, last: int) -> list[Path]:
+        """The mean of each node's newest checkpoints, which `shoal average` makes."""
+        targets = [node / "average" for node in self._nodes]
+        for node, target in zip(self._nodes, targets, strict=True):
+            command = [sys.executable, "-m", "shoal.node", "average", str(node), str(target)]
+            command += ["--last", str(last)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return [target / MODEL_WEIGHTS for target in targets]
 
     def _status(self, index: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "shoal.node", "status", str(self._nodes[index]), "--json"]

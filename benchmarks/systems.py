@@ -42,6 +42,8 @@ FLOWER_START_SECONDS = 600.0
 # What the SuperLink says when it takes calls.
 FLOWER_READY = "Uvicorn running"
 POLL_SECONDS = 0.2
+# Checkpoints that each Shoal node keeps, and that its average is made of.
+AVERAGED = 3
 # The member of the star that a server runs on, where there is one.
 SERVER = WORKERS
 
@@ -85,6 +87,8 @@ class Running:
     common: dict[int, list[Path]] = dataclasses.field(default_factory=dict)
     # Ends those that do not end by themselves, and says what else is known.
     finish: Callable[[], dict[str, object]] = dict
+    # Models that each worker can make after the end, of what then lies on its disk.
+    averages: Callable[[], list[Path]] = list
 
 
 def start(job: Job, star: Star) -> Running:
@@ -247,6 +251,7 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
         "train.sequence": SEQUENCE,
         "train.max_rounds": max(rounds.values()),
         "train.snapshot_rounds": ",".join(map(str, rounds.values())),
+        "retention.keep_whole": AVERAGED,
         "log.format": "json",
     }
     init = [*command, "init", str(job.out), "--nodes", str(WORKERS), "--preset", str(preset)]
@@ -276,6 +281,7 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
         steps_at={mark: number * local_steps for mark, number in rounds.items()},
         began=mesh_end.began,
         finish=mesh_end.stop,
+        averages=lambda: mesh_end.average(AVERAGED),
     )
 
 

@@ -137,7 +137,10 @@ def test_a_broken_rule_is_seen_before_anything_is_decompressed(data: bytes, reas
     ("data", "reason"),
     [
         pytest.param(
-            put(FRAME, COUNTS_AT, bytes([FRAME[COUNTS_AT] ^ 1])), "bad-counts", id="miscounted"
+            # The last bit of how many are -lo, which is 1: one of them becomes a +hi.
+            put(FRAME, COUNTS_AT, bytes([FRAME[COUNTS_AT] ^ 0x80])),
+            "bad-counts",
+            id="miscounted",
         ),
         pytest.param(put(FRAME, BODY_AT, b"\x00"), "bad-stream", id="gaps-not-zstd"),
     ],

@@ -44,5 +44,5 @@ def test_a_budget_for_a_density_gives_at_least_that(kept: int, members: int) -> 
 
 def test_who_comes_makes_everybody_say_less_and_who_goes_more() -> None:
     kept = [kept_per_chunk(0.06, members) for members in (2, 4, 7, 31, 1024)]
-    assert kept == [256, 64, 23, 3, 1]
+    assert kept == [256, 64, 32, 4, 1]
     assert kept_per_chunk(0.06, 1) == 256, "alone it costs nothing, and the next may come"
