@@ -1,9 +1,10 @@
 """The work that every system is given: one model, four shards, the same batches, one evaluation.
 
-A LlamaConfig of 1,820,352 parameters, one token per byte; the reference topics and the sources of
-the standard library, ordered by the hash of their names: a first part that nobody trains on, and
-four shards of equal length. AdamW (0.9, 0.95) at 1e-3, weight decay 0.1, 20 steps of warm-up and
-then level; 8 sequences of 128 tokens a step; gradients clipped at a norm of 1.
+A LlamaConfig of 1,820,352 parameters (10,720,128 where that is asked for), one token per byte; the
+reference topics and the sources of the standard library, ordered by the hash of their names: a
+first part that nobody trains on, and four shards of equal length. AdamW (0.9, 0.95) at 1e-3, weight
+decay 0.1, 20 steps of warm-up and then level; 8 sequences of 128 tokens a step; gradients clipped
+at a norm of 1.
 
 A `Worker` is the part of every rival that learns: it draws the same text, by Shoal's own functions
 (training/), as a Shoal node with the same seed does at the default local steps, and takes the same
@@ -68,6 +69,10 @@ MODEL: dict[str, Any] = {
     "eos_token_id": 0,
     "dtype": "float32",
 }
+MODELS: dict[str, dict[str, Any]] = {
+    "2M": MODEL,
+    "10M": {**MODEL, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6},
+}
 CONFIG_FILE = "config.json"
 MARKS_FILE = "marks.json"
 HELD_OUT_FILE = "held-out.txt"
@@ -78,14 +83,14 @@ def shard_name(index: int | str) -> str:
     return f"shard{index}.jsonl"
 
 
-def prepare(directory: Path, marks: Sequence[int]) -> None:
+def prepare(directory: Path, marks: Sequence[int], model: str = "2M") -> None:
     """Write the model's configuration, the shards and the held-out text, the same every time.
 
-    marks: steps of each worker after which its weights are kept.
+    marks: steps of each worker after which its weights are kept. model: one of MODELS.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARKS_FILE).write_text(json.dumps(list(marks)) + "\n")
-    (directory / CONFIG_FILE).write_text(json.dumps(MODEL, indent=1) + "\n")
+    (directory / CONFIG_FILE).write_text(json.dumps(MODELS[model], indent=1) + "\n")
     documents = sorted(
         (hashlib.sha256(name.encode()).digest(), text) for name, text in named_documents()
     )
@@ -113,9 +118,10 @@ def first_seed(seed: int) -> int:
     return seed * SEED_STRIDE
 
 
-def first_model(seed: int) -> FlatModel:
-    """The model with the weights that all workers of a run begin with."""
-    return FlatModel(build_model(MODEL, first_seed(seed)))
+def first_model(directory: Path, seed: int) -> FlatModel:
+    """The work's model with the weights that all workers of a run begin with."""
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    return FlatModel(build_model(config, first_seed(seed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,7 @@ class Worker:
     ) -> None:
         """directory: what `prepare` wrote. out: where the weights at the marks go."""
         torch.set_num_threads(1)
-        self.model = first_model(seed)
+        self.model = first_model(directory, seed)
         self.corpus = load(str(directory / shard_name(index)), ByteTokenizer())
         self.steps = 0
         self._marks = read_marks(directory)
@@ -211,7 +217,7 @@ def evaluate(directory: Path, files: Iterable[Path]) -> list[float]:
     """The loss of each file's weights on the held-out text, in nats per byte."""
     # Two threads wait for each other actively, which takes ages where others want the processors.
     torch.set_num_threads(1)
-    model = first_model(0)
+    model = first_model(directory, 0)
     text = (directory / HELD_OUT_FILE).read_bytes()
     held_out = np.frombuffer(text, dtype=np.uint8)
     return [

@@ -37,7 +37,12 @@ MEMBERS = 5
 
 
 def run(
-    system: str, *, seed: int, marks: Sequence[int], shape: Shape | None = None
+    system: str,
+    *,
+    seed: int,
+    marks: Sequence[int],
+    shape: Shape | None = None,
+    model: str = "2M",
 ) -> dict[str, Any]:
     """Carry out one run of one system; returns its line. Raises SystemFailed.
 
@@ -50,7 +55,7 @@ def run(
         prefix="shoal-benchmark-", ignore_cleanup_errors=True
     ) as scratch:
         work = Path(scratch) / "work"
-        prepare(work, marks)
+        prepare(work, marks, model)
         job = Job(system, seed, marks, work, Path(scratch) / "run")
         began = time.monotonic()
         with Star(MEMBERS, shape) as star:

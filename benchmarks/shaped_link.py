@@ -8,7 +8,8 @@ system that takes hours on a slow line is given few steps: how many steps it nee
 not depend on the line where everybody waits for everybody, so they come from loss_per_byte.jsonl,
 the seconds of a step from here, and the result says "extrapolated". Shoal waits for nobody, so its
 own curve counts, as far as it was run. The share of time spent computing is the time of a step of
-four workers that never talk ("alone", measured first, on the same processors) over that of a step.
+four workers that never talk ("alone", with the same optimiser, measured first, on the same
+processors) over that of a step.
 
 JSON lines go to benchmarks/data/shaped_link.jsonl.
 """
@@ -22,9 +23,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common_work import MODELS
 from benchmarks.loss_per_byte import DATA as CURVES
 from benchmarks.loss_per_byte import read_lines, run
 from benchmarks.network import Shape, enter
+from shoal.node.genesis import MeshParameters
 
 DATA = CURVES.with_name("shaped_link.jsonl")
 RATES_MBIT = (10.0, 50.0, 200.0, 1000.0)
@@ -63,13 +66,25 @@ def time_to_loss(
     return (None if steps is None else steps * line["seconds_per_step"]), True
 
 
-def measure(system: str, shape: Shape | None, marks: Sequence[int], seed: int) -> dict[str, Any]:
+def measure(
+    system: str, shape: Shape | None, marks: Sequence[int], seed: int, model: str
+) -> dict[str, Any]:
     """One run; its line with the time of a step."""
-    line = run(system, seed=seed, marks=marks, shape=shape)
+    line = run(system, seed=seed, marks=marks, shape=shape, model=model)
     last = line["points"][-1]
     per_step = round(last["seconds"] / last["steps"], 4)
     shaped = {"rate_mbit": shape.rate_mbit, "delay_ms": shape.delay_ms} if shape else {}
-    return {**line, "benchmark": "shaped_link", **shaped, "seconds_per_step": per_step}
+    named = {"benchmark": "shaped_link", "model": model, "seconds_per_step": per_step}
+    return {**line, **named, **shaped}
+
+
+def recipe_of(system: str) -> str:
+    """What four workers that never talk must be told to make the same steps as `system`."""
+    name, _, variant = system.partition(":")
+    given = dict(item.split("=", 1) for item in variant.split(",") if item)
+    default = MeshParameters().muon_scale if name == "shoal" else 0.0
+    scale = float(given.get("muon_scale", default))
+    return f":muon_scale={scale:g}" if scale else ""
 
 
 def main() -> None:
@@ -81,17 +96,24 @@ def main() -> None:
     parser.add_argument("--marks", nargs="+", type=int, default=[100, 200])
     parser.add_argument("--loss", type=float, default=2.2, help="nats per byte")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", choices=list(MODELS), default="2M")
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     enter("benchmarks.shaped_link")
-    alone = measure("alone", None, [min(options.marks)], options.seed)["seconds_per_step"]
-    curves = read_lines(CURVES)
+    seed, model = options.seed, options.model
+    alone = {
+        recipe: measure(f"alone{recipe}", None, [min(options.marks)], seed, model)
+        for recipe in {recipe_of(system) for system in options.systems}
+    }
+    # The curves are the small model's.
+    curves = read_lines(CURVES) if model == "2M" else []
     for rate in options.rates:
         for system in options.systems:
-            line = measure(system, Shape(rate, options.delay_ms), options.marks, options.seed)
+            line = measure(system, Shape(rate, options.delay_ms), options.marks, seed, model)
+            quiet = alone[recipe_of(system)]["seconds_per_step"]
             seconds, extrapolated = time_to_loss(line, curves, options.loss)
             line |= {
-                "computing_share_of_time": round(min(1.0, alone / line["seconds_per_step"]), 4),
+                "computing_share_of_time": round(min(1.0, quiet / line["seconds_per_step"]), 4),
                 "loss_wanted": options.loss,
                 "seconds_to_loss": None if seconds is None else round(seconds, 1),
                 "extrapolated": extrapolated,

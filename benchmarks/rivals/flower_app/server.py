@@ -16,8 +16,9 @@ def main(grid: Grid, context: Context) -> None:
     """Give out the first weights, take the mean, round after round."""
     config = context.run_config
     local_steps = int(config["local-steps"])
-    model = first_model(int(config["seed"]))
-    marks = read_marks(Path(str(config["work"])))
+    work = Path(str(config["work"]))
+    model = first_model(work, int(config["seed"]))
+    marks = read_marks(work)
 
     def keep(number: int, arrays: ArrayRecord) -> MetricRecord | None:
         if (steps := number * local_steps) in marks:
