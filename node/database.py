@@ -28,6 +28,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 # Of 256 rows: one statement has room for 32,766 values, and its text is kept for the next time.
 ROW_VALUES_MAX = 3 * 256
+# SQLite moves the WAL into the database, and starts it anew, when it has a thousand pages.
+ROOM_BYTES = 1024 * 4096
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL)
@@ -84,6 +86,7 @@ class Database:
                 raise DamagedError(f"{self._path} is damaged ({health}); {_NEW_KEY}")
             with self._connection:
                 self._connection.execute(_SCHEMA)
+            self._make_room()
         except apsw.BusyError:
             raise DamagedError(
                 f"{self._path} is in use; another process runs this node: stop it first"
@@ -91,6 +94,19 @@ class Database:
         except (apsw.NotADBError, apsw.CorruptError) as error:
             raise DamagedError(f"{self._path} is damaged ({error}); {_NEW_KEY}") from None
         return self._count_boot(known_boots)
+
+    def _make_room(self) -> None:
+        """Give the WAL its full size: to sync one that still grows costs half as much again.
+
+        What is written is as long as the WAL may become, so it is moved to the database when it is
+        committed, and from then on the WAL is written over from its beginning.
+        """
+        with self._connection:
+            # It is there already where the last start ended between the two transactions.
+            self._connection.execute("CREATE TABLE IF NOT EXISTS room (filler BLOB NOT NULL)")
+            self._connection.execute("INSERT INTO room VALUES (zeroblob(?))", (ROOM_BYTES,))
+        with self._connection:
+            self._connection.execute("DROP TABLE room")
 
     def _count_boot(self, known_boots: int) -> int:
         stored = self._one("SELECT value FROM meta WHERE key='boots'")

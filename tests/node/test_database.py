@@ -32,6 +32,32 @@ def test_rows_come_back_after_a_restart(tmp_path: Path) -> None:
     assert asyncio.run(second()) == {"vote/1": b"yes", "view": b"7"}
 
 
+def test_the_log_of_writes_has_its_full_size_from_the_start(tmp_path: Path) -> None:
+    wal = tmp_path / "safety.db-wal"
+
+    async def story() -> None:
+        database = Database(tmp_path / "safety.db")
+        size = wal.stat().st_size
+        for number in range(200):
+            await database.persist([(f"vote/{number % 40}", bytes(400)), ("view", bytes(8))])
+        assert wal.stat().st_size == size
+        await database.close()
+
+    asyncio.run(story())
+
+
+def test_a_start_that_ended_early_does_not_hinder_the_next(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "safety.db") as left:
+        left.execute("CREATE TABLE room (filler BLOB NOT NULL)")
+        left.execute("INSERT INTO room VALUES (zeroblob(100000))")
+    left.close()
+
+    async def story() -> None:
+        await Database(tmp_path / "safety.db").close()
+
+    asyncio.run(story())
+
+
 def test_an_own_delta_moves_the_sequence_and_others_do_not(tmp_path: Path) -> None:
     async def story() -> None:
         database = Database(tmp_path / "safety.db")
