@@ -5,6 +5,12 @@ validators of the epoch that it is made in. Each approval is an operation of its
 where they meet, so there is no second protocol to gather them, anybody can count them again
 later, and the ledger acts when the quorum is complete. An approval names its epoch, so one that
 was not needed in time is worth nothing in the next.
+
+An OBJECT is a change that no person approves: a node found on text of its own that the model is
+better without what a member added (docs/adr/0027). That is an opinion and no proof, so it takes
+the same quorum, more than half of which is honest, and not the f + 1 of which one is: an honest
+node may be wrong about text unlike its own. Epochs may last for ever and opinions should not, so
+an objection also names its term, a stretch of heights, and counts within that alone.
 """
 
 import hashlib
@@ -16,31 +22,48 @@ from shoal.consensus.errors import ConsensusError
 from shoal.consensus.fields import ID_BYTES, SIGNATURE_BYTES, Reader, blob, u8, u64
 
 NOBODY = bytes(ID_BYTES)
+# Heights of one term: objections to a member count together within it.
+TERM_HEIGHTS = 64
 
 
 class ChangeKind(IntEnum):
-    """PROMOTE a member to validator, DEMOTE it, EXPEL it, or put PARAMETERS in force."""
+    """PROMOTE a member to validator, DEMOTE it, EXPEL it, put PARAMETERS in force, or OBJECT to
+    what a member adds to the model."""
 
     PROMOTE = 1
     DEMOTE = 2
     EXPEL = 3
     PARAMETERS = 4
+    OBJECT = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`member` is whom it concerns (NOBODY for PARAMETERS, which alone carry `parameters`)."""
+    """`member` is whom it concerns (NOBODY for PARAMETERS, which alone carry `parameters`); `term`
+    is when an OBJECT counts, 0 for all others."""
 
     kind: ChangeKind
     member: bytes = NOBODY
     parameters: bytes = b""
+    term: int = 0
 
     def to_bytes(self) -> bytes:
-        return u8(self.kind) + self.member + blob(self.parameters)
+        term = u64(self.term) if self.kind is ChangeKind.OBJECT else b""
+        return u8(self.kind) + self.member + blob(self.parameters) + term
 
     @property
     def digest(self) -> bytes:
         return hashlib.sha256(b"SHOAL-CHANGE\x01" + self.to_bytes()).digest()
+
+
+def term_of(height: int) -> int:
+    """The term that a height lies in."""
+    return height // TERM_HEIGHTS
+
+
+def objection(member: bytes, height: int) -> Change:
+    """What a node is for that finds `member` harmful when `height` is committed."""
+    return Change(ChangeKind.OBJECT, member, term=term_of(height))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +87,12 @@ def read_change(reader: Reader) -> Change:
     number = reader.u8()
     if number not in ChangeKind.__members__.values():
         raise ConsensusError("unknown-change", str(number))
+    kind = ChangeKind(number)
     change = Change(
-        ChangeKind(number), reader.take(ID_BYTES), reader.blob(MAX_EPOCH_PARAMETERS_BYTES)
+        kind,
+        reader.take(ID_BYTES),
+        reader.blob(MAX_EPOCH_PARAMETERS_BYTES),
+        reader.u64() if kind is ChangeKind.OBJECT else 0,
     )
     if (change.kind is ChangeKind.PARAMETERS) != (change.member == NOBODY):
         raise ConsensusError("bad-change", "it concerns a member or the parameters")

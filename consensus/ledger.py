@@ -15,8 +15,9 @@ snapshots; the digest over the snapshot bytes is what STABLE votes agree on.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 
-from shoal.consensus.changes import Approve, Change, ChangeKind
+from shoal.consensus.changes import Approve, Change, ChangeKind, term_of
 from shoal.consensus.epochs import (
     MAX_EPOCH_PARAMETERS_BYTES,
     EpochRecord,
@@ -41,9 +42,17 @@ RECENT_OPERATIONS = 256
 MAX_LEDGER_BYTES = 640 * 1024
 # How many open changes of one validator are remembered; a further one displaces its oldest.
 MAX_OPEN_CHANGES = 8
-# Whoever was evicted left at this time: no Join can be later, so none lets it back in.
-FOR_EVER = 2**64 - 1
 _VERSION = 3
+
+
+class Eviction(IntEnum):
+    """Why a member is out for good: evidence that proves itself, a decision of people, or the
+    opinion of a quorum. Each is the time at which it "left": no Join is later, so none lets it in.
+    """
+
+    HARM = 2**64 - 3
+    PEOPLE = 2**64 - 2
+    EVIDENCE = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +139,7 @@ class Ledger:
     def _check_join(self, join: Join) -> str | None:
         known = self.members.get(join.member)
         last = known.time_ms if known else self.departed.get(join.member, -1)
-        if last == FOR_EVER:
+        if last >= Eviction.HARM:
             return "evicted"
         if join.time_ms <= last:
             return "stale-time"
@@ -148,7 +157,11 @@ class Ledger:
 
     def is_evicted(self, member: bytes) -> bool:
         """Whether this key is out for good."""
-        return self.departed.get(member) == FOR_EVER
+        return self.departed.get(member, 0) >= Eviction.HARM
+
+    def evictions(self) -> dict[bytes, Eviction]:
+        """Who is out for good, and why."""
+        return {who: Eviction(time) for who, time in self.departed.items() if self.is_evicted(who)}
 
     def _check_removal(self, member: bytes) -> str | None:
         return "last-validator" if self.coming_validators() == {member} else None
@@ -157,6 +170,8 @@ class Ledger:
         change = approve.change
         if approve.epoch != self.epoch.number or approve.validator not in self.epoch.keys:
             return "wrong-epoch"
+        if change.kind is ChangeKind.OBJECT and change.term != term_of(self.height):
+            return "wrong-term"
         if change.digest in self.approvals.get(approve.validator, ()):
             return "already-approved"
         if change.kind is ChangeKind.PARAMETERS:
@@ -202,9 +217,10 @@ class Ledger:
                 self.departed.pop(operation.member, None)
                 enter(self.members, operation)
             case Leave():
-                self._remove(operation.member, operation.time_ms)
+                # What it says itself never looks like an eviction.
+                self._remove(operation.member, min(operation.time_ms, Eviction.HARM - 1))
             case Evict():
-                self._remove(operation.member, FOR_EVER)
+                self._remove(operation.member, Eviction.EVIDENCE)
             case Approve():
                 self._count_approval(operation)
             case Null():
@@ -236,7 +252,9 @@ class Ledger:
             case ChangeKind.DEMOTE:
                 self._turn(change.member, votes=False)
             case ChangeKind.EXPEL:
-                self._remove(change.member, FOR_EVER)
+                self._remove(change.member, Eviction.PEOPLE)
+            case ChangeKind.OBJECT:
+                self._remove(change.member, Eviction.HARM)
             case ChangeKind.PARAMETERS:
                 self.next_parameters = change.parameters
 

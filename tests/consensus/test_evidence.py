@@ -17,7 +17,7 @@ from shoal.consensus.evidence import (
     Statement,
     evidence_of_votes,
 )
-from shoal.consensus.ledger import FOR_EVER
+from shoal.consensus.ledger import Eviction
 from shoal.consensus.messages import PrePrepare, ViewChange
 from shoal.consensus.records import (
     MAX_OPERATION_BYTES,
@@ -267,7 +267,7 @@ def test_a_liar_is_found_out_and_put_out_by_the_log_for_good(kind: VoteKind) -> 
     others = sorted({0, 1, 2, 3} - {liar})
     for index in others:
         assert mesh.voters(index) == others
-        assert mesh.core(index).ledger.departed[mesh.keys[liar]] == FOR_EVER
+        assert mesh.core(index).ledger.departed[mesh.keys[liar]] == Eviction.EVIDENCE
     back = mesh.rejoin(liar, time_ms=2**63)
     assert mesh.replicas[others[0]].check(back) == "evicted"
     evicted = Change(ChangeKind.PROMOTE, mesh.keys[liar])

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from shoal.consensus.changes import Change, ChangeKind
 from shoal.consensus.ledger import (
-    FOR_EVER,
     MAX_MEMBERS,
     MAX_OPEN_CHANGES,
     RECENT_OPERATIONS,
+    Eviction,
     Executed,
     Ledger,
     Rejected,
@@ -230,8 +230,16 @@ def test_whatever_is_approved_the_set_can_always_vote(data: st.DataObject) -> No
 def test_whoever_was_put_out_stays_out_however_late_its_join() -> None:
     ledger = mesh_of(4)
     approve(ledger, of(ChangeKind.EXPEL, 5))
-    assert execute(ledger, WIDE.rejoin(5, time_ms=FOR_EVER)) == Rejected("evicted")
+    assert execute(ledger, WIDE.rejoin(5, time_ms=2**64 - 1)) == Rejected("evicted")
+    assert ledger.evictions() == {WIDE.keys[5]: Eviction.PEOPLE}
     assert approve(ledger, of(ChangeKind.PROMOTE, 5)) == [Rejected("not-a-member")] * 3
+
+
+def test_no_goodbye_looks_like_an_eviction() -> None:
+    ledger = mesh_of(4)
+    assert execute(ledger, WIDE.leave(5, time_ms=2**64 - 1)) == Executed()
+    assert not ledger.is_evicted(WIDE.keys[5])
+    assert not ledger.evictions()
 
 
 def test_an_approval_is_one_validators_once_in_one_epoch() -> None:

@@ -10,12 +10,12 @@ from shoal.consensus.epochs import MAX_EPOCH_PARAMETERS_BYTES
 from shoal.consensus.errors import ConsensusError
 from shoal.consensus.invitations import MAX_USED_NUMBERS, Issued
 from shoal.consensus.ledger import (
-    FOR_EVER,
     MAX_DEPARTED,
     MAX_LEDGER_BYTES,
     MAX_MEMBERS,
     MAX_OPEN_CHANGES,
     RECENT_OPERATIONS,
+    Eviction,
     Ledger,
     split_snapshot,
 )
@@ -128,7 +128,7 @@ def test_a_full_ledger_fits_where_it_has_to() -> None:
     used = tuple((2**64 - MAX_USED_NUMBERS + i, 255) for i in range(MAX_USED_NUMBERS))
     member = Member(address, 2**64 - 1, 1000, 2**64 - 1, issued=Issued(2**63, used))
     ledger.members = dict.fromkeys(names(MAX_MEMBERS), member)
-    ledger.departed = dict.fromkeys(names(MAX_DEPARTED), FOR_EVER)
+    ledger.departed = dict.fromkeys(names(MAX_DEPARTED), Eviction.EVIDENCE)
     ledger.recent = dict.fromkeys(names(RECENT_OPERATIONS))
     ledger.turns = dict.fromkeys(names(MAX_MEMBERS + MAX_VALIDATORS), True)
     ledger.next_parameters = bytes(MAX_EPOCH_PARAMETERS_BYTES)

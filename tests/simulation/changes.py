@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
-from shoal.consensus.changes import Approve, Change, ChangeKind
+from shoal.consensus.changes import Approve, Change, ChangeKind, objection
 from shoal.consensus.invitations import Invitation
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.records import Join, Leave, operation_bytes
@@ -248,17 +248,20 @@ class Changes:
         if wish.kind in ("leave", "rejoin"):
             operation = self._own_word(wish)
             return [(operation, self.rng.choice(self._nodes()))]
-        member = self.cluster.keys[wish.node] if wish.node >= 0 else None
-        change = (
-            Change(ChangeKind.PARAMETERS, parameters=_parameters(wish))
-            if member is None
-            else Change(ChangeKind[wish.kind.upper()], member)
-        )
         return [
-            (self._approval(change, node, wish), node)
+            (self._approval(self._change(wish, node.replica.ledger), node, wish), node)
             for node in self._nodes()
             if node.replica is not None
         ]
+
+    def _change(self, wish: Wish, ledger: Ledger) -> Change:
+        """Every other node is put out by opinions instead of people, as often as one is."""
+        if wish.kind == "parameters":
+            return Change(ChangeKind.PARAMETERS, parameters=_parameters(wish))
+        member = self.cluster.keys[wish.node]
+        if wish.kind == "expel" and wish.node % 2:
+            return objection(member, ledger.height)
+        return Change(ChangeKind[wish.kind.upper()], member)
 
     def _own_word(self, wish: Wish) -> bytes:
         identity, mesh_id = self.cluster.identities[wish.node], self.cluster.mesh_id

@@ -3,7 +3,7 @@
 Written from the rules alone (docs/adr/0016), not from consensus/: a newcomer needs the word of
 somebody who is a member at that moment, given since that one joined, and no word lets in more
 than it says. Only what an expulsion does is left open, since it takes a quorum: whoever somebody
-wanted to expel may be in or out until the end of the story.
+wanted to expel, or objected to, may be in or out until the end of the story.
 """
 
 from collections import Counter
@@ -60,7 +60,7 @@ class Roll:
             case Leave() | Evict():
                 self.since.pop(operation.member, None)
                 self._may_validate.discard(operation.member)
-            case Approve(change=change) if change.kind is ChangeKind.EXPEL:
+            case Approve(change=change) if change.kind in (ChangeKind.EXPEL, ChangeKind.OBJECT):
                 self.doubtful.add(change.member)
             case _:
                 pass
