@@ -5,7 +5,7 @@ It stops training for as long as it takes, so it takes its turn only now and the
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -19,6 +19,8 @@ log = structlog.get_logger()
 # After one evaluation: so many times as long as it took there is none, so that where checkpoints
 # come quickly no more than a fiftieth of the time is spent on it. Once training is over all are.
 EVALUATION_REST = 50
+# What else is measured in the same place (spot_checks.py).
+Check = Callable[[], Awaitable[None]]
 
 
 class Evaluation:
@@ -34,29 +36,38 @@ class Evaluation:
         self._task: asyncio.Task[None] | None = None
         self._rest_until = 0.0
 
-    def soon(self, trainer: TrainerProcess) -> None:
+    def soon(self, trainer: TrainerProcess, check: Check | None = None) -> None:
         """Measure the committed model, unless the trainer is not ready or one is being measured,
-        or was a short while ago."""
+        or was a short while ago; then `check`, which needs the same place, and rests by itself."""
+        if not trainer.ready or (self._task is not None and not self._task.done()):
+            return
         resting = asyncio.get_running_loop().time() < self._rest_until
         resting = resting and self._facts().state != "finished"
-        if trainer.ready and not resting and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._evaluate(trainer), name="evaluation")
+        if not resting or check is not None:
+            work = self._work(trainer, check, resting=resting)
+            self._task = asyncio.create_task(work, name="evaluation")
 
-    async def _evaluate(self, trainer: TrainerProcess) -> None:
+    async def _work(self, trainer: TrainerProcess, check: Check | None, *, resting: bool) -> None:
         try:
-            height, committed = self._model.height, self._model.committed
-            await self._model.compute(lambda: committed.to_weights(out=trainer.evaluation_slot()))
-            found = await trainer.evaluate(str(height))
-            now = asyncio.get_running_loop().time()
-            self._rest_until = now + EVALUATION_REST * found.seconds
-            measured = found.measured
-            self._facts().evaluations[height] = measured["loss"]
-            values = {f"held_out_{name}": round(value, 4) for name, value in measured.items()}
-            log.info("checkpoint.evaluated", height=height, **values)
-            held_out = loss_or_none(measured["loss"])
-            self._tell(Evaluated(time_s=time.time(), height=height, held_out_loss=held_out))
+            if not resting:
+                await self._evaluate(trainer)
+            if check is not None:
+                await check()
         except TrainingFailed:
             return
+
+    async def _evaluate(self, trainer: TrainerProcess) -> None:
+        height, committed = self._model.height, self._model.committed
+        await self._model.compute(lambda: committed.to_weights(out=trainer.evaluation_slot()))
+        found = await trainer.evaluate(str(height))
+        now = asyncio.get_running_loop().time()
+        self._rest_until = now + EVALUATION_REST * found.seconds
+        measured = found.measured
+        self._facts().evaluations[height] = measured["loss"]
+        values = {f"held_out_{name}": round(value, 4) for name, value in measured.items()}
+        log.info("checkpoint.evaluated", height=height, **values)
+        held_out = loss_or_none(measured["loss"])
+        self._tell(Evaluated(time_s=time.time(), height=height, held_out_loss=held_out))
 
     async def close(self) -> None:
         """Give up what is being measured."""

@@ -53,6 +53,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "muon_scale": (0.0, 100.0),
     "warmup_tokens": (0, 2**62),
     "schedule_tokens": (1, 2**62),
+    "evict_harmful": (0, 1),
 }
 
 
@@ -89,6 +90,8 @@ class MeshParameters:
     """tokens of the whole mesh over which the learning rate rises"""
     schedule_tokens: int = 100_000_000
     """tokens of the whole mesh until which it falls"""
+    evict_harmful: int = 0
+    """1: members check each other on held-out text, and a quorum puts out who harms the model"""
 
     @property
     def largest_first_value(self) -> float:

@@ -45,6 +45,7 @@ STATUSES = Screen(
         "StatusReply.received_bytes": 64,
         "StatusReply.warnings": 16,
         "StatusReply.archived_heights": 256,
+        "StatusReply.evicted": 1024,
     },
     unknown_max=64,
 )

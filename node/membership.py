@@ -13,6 +13,7 @@ import structlog
 
 from shoal.consensus.changes import Approve, Change, ChangeKind
 from shoal.consensus.invitations import Invitation, InvitedRole
+from shoal.consensus.ledger import Eviction
 from shoal.consensus.records import Join, operation_bytes
 from shoal.consensus.replica import Replica
 from shoal.node.addresses import is_wildcard, split_peer
@@ -61,6 +62,20 @@ def approval(identity: Identity, mesh_id: bytes, epoch: int, change: Change) -> 
     return operation_bytes(replace(unsigned, signature=signature))
 
 
+_WHY_EVICTED = {
+    Eviction.EVIDENCE: "it signed two things that exclude each other; look for a second process "
+    "that used the same key",
+    Eviction.PEOPLE: "a quorum of the validators decided so; ask them",
+    Eviction.HARM: "a quorum of the validators found the model better without what it learned; "
+    "look at its text and its training",
+}
+
+
+def why_out(eviction: Eviction) -> str:
+    """What an eviction rests on: evidence, which proves itself, people, or harm, an opinion."""
+    return eviction.name.lower()
+
+
 class Membership:
     """Runs beside the node for as long as it lives."""
 
@@ -86,6 +101,7 @@ class Membership:
         self._submit = submit
         self._approved: dict[bytes, float] = {}
         self._move_at = 0.0
+        self._told_out = set(replica.ledger.evictions())
 
     async def run(self) -> None:
         """Join, then watch; raises MembershipEnded, DamagedError for a key that was evicted or that
@@ -94,6 +110,7 @@ class Membership:
         log.info("membership.granted")
         while self._belongs():
             self._require_alone()
+            self._tell_of_evictions()
             self._tell_address()
             self._approve_validators()
             await asyncio.sleep(LOOK_INTERVAL_S)
@@ -167,6 +184,12 @@ class Membership:
             contacts = contacts[1:] + contacts[:1]
             await asyncio.sleep(JOIN_INTERVAL_S)
 
+    def _tell_of_evictions(self) -> None:
+        evictions = self._replica.ledger.evictions()
+        for member in evictions.keys() - self._told_out:
+            log.warning("member.evicted", member=short(member), why=why_out(evictions[member]))
+        self._told_out = set(evictions)
+
     def _tell_address(self) -> None:
         """A member whose settings name another address than the log does has moved."""
         known = self._replica.ledger.members.get(self._identity.node_id)
@@ -206,10 +229,11 @@ class Membership:
         return me in replica.ledger.members or me in seen.validators or not seen.started
 
     def _require_not_evicted(self) -> None:
-        if self._replica.ledger.is_evicted(self._identity.node_id):
+        why = self._replica.ledger.evictions().get(self._identity.node_id)
+        if why is not None:
             raise DamagedError(
-                "the mesh has evicted this node's key, for good; look for a second process that "
-                "used the same key, then join again with a new directory"
+                f"the mesh has evicted this node's key, for good: {_WHY_EVICTED[why]}; then join "
+                "again with a new directory"
             )
 
     def _require_alone(self) -> None:

@@ -22,7 +22,7 @@ from shoal.node.genesis import MeshParameters
 
 log = structlog.get_logger()
 
-VERSION = 2
+VERSION = 3
 # In this order they stand in an epoch's record, after the version.
 CHANGEABLE = (
     "local_steps",
@@ -34,8 +34,9 @@ CHANGEABLE = (
     "learning_rate",
     "warmup_tokens",
     "schedule_tokens",
+    "evict_harmful",
 )
-_FORM = Struct(">BIHdddddQQ")
+_FORM = Struct(">BIHdddddQQB")
 # What else a genesis chooses, and why nobody can choose it again.
 FIXED = {
     "alpha": "it is the gain of the first epoch alone, and later ones measure theirs",

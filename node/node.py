@@ -51,6 +51,7 @@ from shoal.node.repair import Repair, repair_of_node
 from shoal.node.round import RoundLoop
 from shoal.node.run_rows import Row
 from shoal.node.shared_model import SharedModel, Unsaid
+from shoal.node.spot_checks import SpotChecks
 from shoal.node.statements import statement_reader
 from shoal.node.status import CHECKPOINTS_SHOWN, NodeState, StatusReply, status_reply
 from shoal.node.trainer import TrainerProcess, TrainingFailed
@@ -90,13 +91,7 @@ class Node:
         anchor_bytes = 4 * genesis.schema.layout.total
         self.holdings = open_holdings(settings, anchor_bytes=anchor_bytes, meters=self.meters)
         self.links = self._make_links(database.boots)
-        self._gossip = GossipDriver(
-            model=model,
-            links=self.links,
-            meters=self.meters,
-            settings=relay_settings(settings.gossip),
-            on_evidence=lambda operation: self._consensus.submit(operation),
-        )
+        self._gossip = self._make_gossip()
         self._certifier = Certifier(genesis)
         self._mesh = ParametersInForce(
             genesis.parameters,
@@ -118,6 +113,7 @@ class Node:
         self._repair = self._make_repair()
         self._trainer: TrainerProcess | None = None
         self._rounds: RoundLoop | None = None
+        self._spot_checks = SpotChecks(identity, model, self._mesh, self._consensus)
         self._evaluation = Evaluation(model, lambda: self.state.facts, lambda row: self.on_row(row))
         self.state = NodeState(
             settings=settings,
@@ -132,6 +128,7 @@ class Node:
             gossip=self._gossip,
             detection=self._detection,
             chronicle=Chronicle(self._detection.states),
+            strikes=self._spot_checks.strikes,
         )
 
     def _make_links(self, boot: int) -> Links:
@@ -150,6 +147,15 @@ class Node:
             on_up=self._on_up,
             on_down=self._on_down,
             on_message=self._on_message,
+        )
+
+    def _make_gossip(self) -> GossipDriver:
+        return GossipDriver(
+            model=self._model,
+            links=self.links,
+            meters=self.meters,
+            settings=relay_settings(self._settings.gossip),
+            on_evidence=lambda operation: self._consensus.submit(operation),
         )
 
     def _make_checkpointer(self) -> Checkpointer:
@@ -255,8 +261,7 @@ class Node:
     # --- running --------------------------------------------------------------------------------
 
     async def run(self, trainer: TrainerProcess | None) -> None:
-        """Work until cancelled. Raises UserError where training cannot start; any other exception
-        is our fault and ends the node."""
+        """Work until cancelled. Raises UserError where training cannot start; all else is ours."""
         applied = await self._database.get_meta(APPLIED)
         height = self._model.height
         shown = await self._database.cuts(height - CHECKPOINTS_SHOWN + 1, height)
@@ -295,8 +300,7 @@ class Node:
                 group.create_task(work)
 
     async def stop(self) -> None:
-        """End links, timers, training and whatever else runs beside: after this the database may
-        close."""
+        """End all that runs beside; after this the database may close."""
         await self._consensus.close()
         await self.links.close()
         await self._gossip.close()
@@ -350,9 +354,8 @@ class Node:
 
     def _on_certified(self, found: Certified, materialised: bool) -> None:
         self.state.remember(found, materialised=materialised)
-        newest = materialised and found.height == self._model.height
-        if newest and self._trainer is not None:
-            self._evaluation.soon(self._trainer)
+        if materialised and self._trainer is not None:
+            self._evaluation.soon(self._trainer, self._spot_checks.of(self._trainer, found))
 
     async def _on_unsaid(self, unsaid: list[Unsaid]) -> None:
         if self._rounds is not None:
@@ -394,5 +397,4 @@ class Node:
 
     def explain(self, number: int) -> ExplainReply:
         """Return how the checkpoint of a round came about."""
-        members = self._consensus.replica.ledger.members
-        return explain_reply(self.state.chronicle, members, number)
+        return explain_reply(self.state.chronicle, self._consensus.replica.ledger.members, number)

@@ -59,6 +59,13 @@ class Coming(NamedTuple):
     budget: float
 
 
+class Before(NamedTuple):
+    """The committed state that a cut was added to: its deltas are judged by it."""
+
+    anchor: Anchor
+    settled: SettledState
+
+
 class MissingDeltas(Exception):
     """A cut names deltas that are not held here."""
 
@@ -120,6 +127,8 @@ class SharedModel:
         self._changed = asyncio.Condition()
         self._waiting: dict[bytes, Delta] = {}
         self._outcomes: dict[tuple[bytes, ...], Outcome] = {}
+        # Where the newest cut began; None where its anchor was fetched whole, or nobody will ask.
+        self.before: Before | None = None
         # Deltas since the start: added to the live anchor; taken out of it, for no cut took them.
         self.applied = self.late = 0
         # Told of every delta that becomes pending, by whatever way it came.
@@ -316,6 +325,8 @@ class SharedModel:
     async def commit(self, cut: Cut, outcome: Outcome) -> list[Unsaid]:
         """Make `outcome` the committed state; returns own deltas that expired by it."""
         async with self._lock:
+            asked = self.mesh().evict_harmful
+            self.before = Before(self.committed, self.book.settled) if asked else None
             before = {epoch.height: epoch for epoch in self.book.settled.epochs}
             settled = self.book.commit(cut, outcome.parameters)
             return await self._settle(outcome, settled, before)
@@ -325,7 +336,7 @@ class SharedModel:
         async with self._lock:
             headers = self.book.pending()
             self.book = DeltaBook.restore(self.mesh_id, settled, headers)
-            self.committed = anchor
+            self.committed, self.before = anchor, None
             await self._rebuild_live()
             kept = {header.id for header in self.book.pending()}
             gone = [header.id for header in headers if header.id not in kept]

@@ -12,6 +12,7 @@ import psutil
 from shoal import __version__
 from shoal.consensus.quorum import quorum
 from shoal.gossip.liveness import Opinion
+from shoal.gossip.spot_check import Strikes
 from shoal.node.backup import backup_warnings
 from shoal.node.certified import Certified
 from shoal.node.chronicle import Chronicle
@@ -22,6 +23,7 @@ from shoal.node.genesis import Genesis, MeshParameters
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.holdings import retention_of
 from shoal.node.links import Links
+from shoal.node.membership import why_out
 from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
 from shoal.node.peer_record import PeerRecord
@@ -83,6 +85,7 @@ class NodeState:
     gossip: GossipDriver
     detection: FailureDetection
     chronicle: Chronicle
+    strikes: Strikes
     facts: RoundFacts = field(default_factory=RoundFacts)
     device: str = ""
     shard_tokens: int = 0
@@ -148,6 +151,10 @@ def status_reply(state: NodeState) -> StatusReply:
         mesh_parameters=_mesh(state.mesh.now()),
         archived_heights=retention_of(settings).shared(state.model.height),
         decided_parameters=_mesh(state.mesh.decided(replica.ledger)),
+        evicted=[
+            inspect_pb2.Evicted(node_id=member.hex(), why=why_out(eviction))
+            for member, eviction in sorted(replica.ledger.evictions().items())
+        ],
     )
 
 
@@ -260,6 +267,7 @@ def _peers(state: NodeState) -> list[inspect_pb2.Peer]:
             last_error=record.last_error,
             committed_height=record.committed_height,
             pending_deltas=state.model.book.pending_of(peer),
+            strikes=state.strikes.of(peer),
         )
         if peer in opinions:
             _add_opinion(found, opinions[peer])

@@ -11,6 +11,7 @@ new starting point is folded in at a step boundary (`rebase`), keeping the steps
 
 import asyncio
 import json
+import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,14 @@ class Evaluated:
     """What weights are worth on held-out data, by name, and the seconds of training it cost."""
 
     measured: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLosses:
+    """The loss of weights on each held-out batch, and the seconds of training it cost."""
+
+    losses: list[float]
     seconds: float
 
 
@@ -87,7 +96,7 @@ class TrainerProcess:
         self._commands: asyncio.WriteTransport | None = None
         self._events = asyncio.StreamReader(limit=LINE_BYTES_MAX)
         self._rounds: asyncio.Queue[RoundResult | TrainingFailed] = asyncio.Queue()
-        self._evaluations: dict[str, asyncio.Future[Evaluated]] = {}
+        self._evaluations: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._rebased = asyncio.Event()
         self._rebased.set()
         self._reader: asyncio.Task[None] | None = None
@@ -184,9 +193,20 @@ class TrainerProcess:
     async def evaluate(self, tag: str) -> Evaluated:
         """Return the held-out "loss" (nats per token) of the evaluation slot, between rounds, and
         whatever else a task measures."""
-        future: asyncio.Future[Evaluated] = asyncio.get_running_loop().create_future()
+        event = await self._measured("evaluate", tag)
+        return Evaluated(event["measured"], event["seconds"])
+
+    async def batch_losses(self, tag: str) -> BatchLosses:
+        """Return the loss of the evaluation slot on each held-out batch, between rounds; NaN where
+        it is no number."""
+        event = await self._measured("batch-losses", tag)
+        losses = [math.nan if loss is None else loss for loss in event["losses"]]
+        return BatchLosses(losses, event["seconds"])
+
+    async def _measured(self, command: str, tag: str) -> dict[str, Any]:
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._evaluations[tag] = future
-        self._send({"cmd": "evaluate", "tag": tag})
+        self._send({"cmd": command, "tag": tag})
         return await future
 
     async def stop(self) -> None:
@@ -216,10 +236,10 @@ class TrainerProcess:
                 self._rounds.put_nowait(RoundResult(**event))
             elif kind == "rebased":
                 self._rebased.set()
-            elif kind == "evaluated":
+            elif kind in ("evaluated", "batch-losses"):
                 future = self._evaluations.pop(event["tag"], None)
                 if future is not None and not future.done():
-                    future.set_result(Evaluated(event["measured"], event["seconds"]))
+                    future.set_result(event)
             elif kind == "error":
                 failure = str(event["message"])
             else:

@@ -19,9 +19,10 @@ _FIELDS: tuple[tuple[str, float, float, float], ...] = (
     ("learning_rate", 1e-3, 1e-9, 10.0),
     ("warmup_tokens", 100_000, 0, 2**62),
     ("schedule_tokens", 100_000_000, 1, 2**62),
+    ("evict_harmful", 0, 0, 1),
 )
-_FORM = Struct(">BIHdddddQQ")
-_VERSION = 2
+_FORM = Struct(">BIHdddddQQB")
+_VERSION = 3
 # Values kept of each 4096, and the bytes per parameter that a delta of so many takes.
 _LEVELS = (
     (1, 0.00071),

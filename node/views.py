@@ -12,10 +12,16 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from shoal.gossip.spot_check import STRIKES_OUT
 from shoal.node.inspect_client import CheckpointReply, PeerReply, StatusReply
 
 PLAIN_WIDTH = 120
 _LAG_WARNING_MS = 100.0
+_BY = {
+    "evidence": "evidence that proves itself",
+    "people": "decision of a quorum",
+    "harm": "opinion of a quorum that measured harm",
+}
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -36,6 +42,7 @@ def status_view(reply: StatusReply) -> RenderableType:
         peers_table(reply.peers),
         _bytes_table(reply),
         _rejected_line(reply),
+        *_harm_lines(reply),
     ):
         parts += [Text(), part]
     return Group(*parts)
@@ -247,3 +254,16 @@ def _rejected_line(reply: StatusReply) -> RenderableType:
         return Text("rejected from peers: nothing", style="dim")
     counts = ", ".join(f"{reason} {reply.rejected[reason]}" for reason in sorted(reply.rejected))
     return Text(f"rejected from peers: {printable(counts)}", style="yellow")
+
+
+def _harm_lines(reply: StatusReply) -> list[RenderableType]:
+    """Who is out for good and why, and whom this node has found harmful; often nothing."""
+    lines = [
+        f"evicted: {each.node_id[:8]}, by {_BY.get(each.why, each.why)}" for each in reply.evicted
+    ]
+    lines += [
+        f"spot checks: {peer.node_id[:8]} has {peer.strikes} of {STRIKES_OUT} strikes"
+        for peer in reply.peers
+        if peer.strikes
+    ]
+    return [Text(printable("\n".join(lines)), style="yellow")] if lines else []

@@ -136,6 +136,7 @@ class StatusReply(_message.Message):
     RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     MESH_PARAMETERS_FIELD_NUMBER: _builtins.int
     DECIDED_PARAMETERS_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     ARCHIVED_HEIGHTS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
@@ -183,6 +184,10 @@ class StatusReply(_message.Message):
         """what the next epoch begins with; unset: the same"""
 
     @_builtins.property
+    def evicted(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evicted]:
+        """who is out for good, as the log has it"""
+
+    @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what its operator should do something about"""
 
@@ -212,12 +217,13 @@ class StatusReply(_message.Message):
         resident_memory_bytes: _builtins.int = ...,
         mesh_parameters: Global___MeshParameters | None = ...,
         decided_parameters: Global___MeshParameters | None = ...,
+        evicted: _abc.Iterable[Global___Evicted] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         archived_heights: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_parameters", b"mesh_parameters", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "archived_heights", b"archived_heights", "checkpoints", b"checkpoints", "consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "gossip", b"gossip", "mesh_id", b"mesh_id", "mesh_parameters", b"mesh_parameters", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "archived_heights", b"archived_heights", "checkpoints", b"checkpoints", "consensus", b"consensus", "decided_parameters", b"decided_parameters", "event_loop", b"event_loop", "evicted", b"evicted", "gossip", b"gossip", "mesh_id", b"mesh_id", "mesh_parameters", b"mesh_parameters", "node", b"node", "node_id", b"node_id", "peers", b"peers", "received_bytes", b"received_bytes", "rejected", b"rejected", "resident_memory_bytes", b"resident_memory_bytes", "role", b"role", "sent_bytes", b"sent_bytes", "training", b"training", "uptime_seconds", b"uptime_seconds", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +247,7 @@ class MeshParameters(_message.Message):
     SCHEDULE_TOKENS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     MUON_SCALE_FIELD_NUMBER: _builtins.int
+    EVICT_HARMFUL_FIELD_NUMBER: _builtins.int
     local_steps: _builtins.int
     rounds_per_checkpoint: _builtins.int
     beta: _builtins.float
@@ -255,6 +262,8 @@ class MeshParameters(_message.Message):
     budget: _builtins.float
     """bytes per parameter that a member sends a round"""
     muon_scale: _builtins.float
+    evict_harmful: _builtins.int
+    """1: members check each other on held-out text"""
     def __init__(
         self,
         *,
@@ -270,10 +279,11 @@ class MeshParameters(_message.Message):
         schedule_tokens: _builtins.int = ...,
         budget: _builtins.float = ...,
         muon_scale: _builtins.float = ...,
+        evict_harmful: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "beta", b"beta", "budget", b"budget", "clip_factor", b"clip_factor", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "muon_scale", b"muon_scale", "rounds_per_checkpoint", b"rounds_per_checkpoint", "schedule_tokens", b"schedule_tokens", "staleness", b"staleness", "start_share", b"start_share", "warmup_tokens", b"warmup_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "beta", b"beta", "budget", b"budget", "clip_factor", b"clip_factor", "evict_harmful", b"evict_harmful", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "muon_scale", b"muon_scale", "rounds_per_checkpoint", b"rounds_per_checkpoint", "schedule_tokens", b"schedule_tokens", "staleness", b"staleness", "start_share", b"start_share", "warmup_tokens", b"warmup_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -539,6 +549,7 @@ class Peer(_message.Message):
     ACCUSERS_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     PENDING_DELTAS_FIELD_NUMBER: _builtins.int
+    STRIKES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     state: _builtins.str
@@ -565,6 +576,8 @@ class Peer(_message.Message):
     incarnation: _builtins.int
     pending_deltas: _builtins.int
     """of its deltas, held here and in no committed cut yet"""
+    strikes: _builtins.int
+    """how often in a row it harmed the model on this node's own text"""
     @_builtins.property
     def accusers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """others that get no answer from it either"""
@@ -591,14 +604,38 @@ class Peer(_message.Message):
         accusers: _abc.Iterable[_builtins.str] | None = ...,
         incarnation: _builtins.int = ...,
         pending_deltas: _builtins.int = ...,
+        strikes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusers", b"accusers", "address", b"address", "committed_height", b"committed_height", "deadline_ms", b"deadline_ms", "heard_seconds", b"heard_seconds", "incarnation", b"incarnation", "last_error", b"last_error", "last_sequence", b"last_sequence", "liveness", b"liveness", "node_id", b"node_id", "pending_deltas", b"pending_deltas", "received_bytes", b"received_bytes", "round_trip_ms", b"round_trip_ms", "sent_bytes", b"sent_bytes", "silent_seconds", b"silent_seconds", "state", b"state", "timeout_seconds", b"timeout_seconds", "validator", b"validator", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusers", b"accusers", "address", b"address", "committed_height", b"committed_height", "deadline_ms", b"deadline_ms", "heard_seconds", b"heard_seconds", "incarnation", b"incarnation", "last_error", b"last_error", "last_sequence", b"last_sequence", "liveness", b"liveness", "node_id", b"node_id", "pending_deltas", b"pending_deltas", "received_bytes", b"received_bytes", "round_trip_ms", b"round_trip_ms", "sent_bytes", b"sent_bytes", "silent_seconds", b"silent_seconds", "state", b"state", "strikes", b"strikes", "timeout_seconds", b"timeout_seconds", "validator", b"validator", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
+class Evicted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    why: _builtins.str
+    """evidence, which proves itself; people; or harm, an opinion"""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evicted: _TypeAlias = Evicted  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):

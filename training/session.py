@@ -21,7 +21,7 @@ from shoal.training.data import Corpus, Source, load
 from shoal.training.device import device_of_rank, pick_device
 from shoal.training.documents import Tell
 from shoal.training.errors import TrainingError
-from shoal.training.evaluate import held_out_loss
+from shoal.training.evaluate import batch_losses, held_out_batches, held_out_loss
 from shoal.training.installed_tasks import installed_task
 from shoal.training.local_steps import LocalTrainer, Schedule
 from shoal.training.model import FlatModel, build_model
@@ -361,3 +361,14 @@ class TrainingSession:
         assert isinstance(source, Examples) and isinstance(self.model, TaskModel)
         with self.model.holding(weights), torch.no_grad():
             return self.model.measure(source, **size)
+
+    def batch_losses(self, weights: torch.Tensor) -> list[float]:
+        """Return the loss of `weights` [P] on each batch that this node holds out, where weights
+        are compared in pairs; not a number, or infinite, where they are broken."""
+        source = self._source
+        size = {"batches": self._config.eval_batches, "batch": self._config.batch}
+        if isinstance(source, Corpus):
+            parts = held_out_batches(source.held_out, **size, sequence=self._config.sequence)
+            return batch_losses(self.model, weights, parts)
+        assert isinstance(source, Examples)
+        return batch_losses(self.model, weights, source.to_measure(**size, model=self.model))

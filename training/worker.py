@@ -11,6 +11,7 @@ runs before torch is loaded, which takes seconds.
 """
 
 import json
+import math
 import mmap
 import os
 import signal
@@ -113,6 +114,8 @@ class Worker:
                 self._round(**command)
             elif kind == "evaluate":
                 self._evaluate(**command)
+            elif kind == "batch-losses":
+                self._batch_losses(**command)
             else:
                 raise AssertionError(f"the node sent the command {kind!r}")
 
@@ -151,6 +154,14 @@ class Worker:
         measured = self._session.evaluate(self._slots[EVALUATE_IN])
         took = round(time.perf_counter() - began, 6)
         self._outbox.send("evaluated", tag=tag, measured=measured, seconds=took)
+
+    def _batch_losses(self, tag: str) -> None:
+        began = time.perf_counter()
+        losses = self._session.batch_losses(self._slots[EVALUATE_IN])
+        took = round(time.perf_counter() - began, 6)
+        # JSON has no word for what is no number.
+        finite = [loss if math.isfinite(loss) else None for loss in losses]
+        self._outbox.send("batch-losses", tag=tag, losses=finite, seconds=took)
 
 
 def main() -> NoReturn:

@@ -20,7 +20,7 @@ from shoal.node.node import Node
 from shoal.node.ports import free_ports
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel
-from shoal.node.trainer import RoundResult
+from shoal.node.trainer import Evaluated, RoundResult
 from shoal.training.adapters import Lora
 
 TINY_MODEL: dict[str, Any] = {
@@ -154,8 +154,8 @@ class MadeUpTraining:
     def evaluation_slot(self) -> torch.Tensor:
         return self._slots[3]
 
-    async def evaluate(self, tag: str) -> dict[str, float]:
-        return {"loss": float(self._slots[3].square().mean())}
+    async def evaluate(self, tag: str) -> Evaluated:
+        return Evaluated({"loss": float(self._slots[3].square().mean())}, 0.0)
 
     async def stop(self) -> None:
         return None

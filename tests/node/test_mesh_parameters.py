@@ -78,6 +78,7 @@ sound = st.builds(
     learning_rate=st.floats(1e-9, 10.0),
     warmup_tokens=st.integers(0, 2**62),
     schedule_tokens=st.integers(1, 2**62),
+    evict_harmful=st.integers(0, 1),
 )
 
 

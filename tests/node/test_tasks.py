@@ -21,6 +21,7 @@ from shoal.node.genesis import Genesis, load_genesis, parse_document
 from shoal.node.local_model import continue_text
 from shoal.node.ports import free_ports
 from shoal.node.provision import make_mesh
+from shoal.node.trainer import Evaluated
 from shoal.node.verify import verify_checkpoint
 from shoal.training.session import RoundOrder, SessionConfig, TrainingSession
 from tests.node.mesh import MadeUpTraining, RunningNode, running, until_rebuilt
@@ -76,8 +77,8 @@ class OwnSteps(MadeUpTraining):
         newer = [self.delta_slot(done) for done in self._done if done > number]
         self.session.rebase(self._slots[0], newer)
 
-    async def evaluate(self, tag: str) -> dict[str, float]:
-        return self.session.evaluate(self._slots[3])
+    async def evaluate(self, tag: str) -> Evaluated:
+        return Evaluated(self.session.evaluate(self._slots[3]), 0.0)
 
 
 def genesis_of(node: Path) -> Genesis:

@@ -58,6 +58,19 @@ def test_a_node_that_has_just_started_is_shown_without_inventing_anything() -> N
     assert "loss -" in text
 
 
+def test_who_is_out_and_by_whose_word_is_told_apart() -> None:
+    reply = example_reply()
+    assert "evicted" not in text_of(status_view(reply))
+    for number, why in ((3, "evidence"), (4, "people"), (5, "harm")):
+        reply.evicted.add(node_id=f"{number}{number}" * 32, why=why)
+    reply.peers[1].strikes = 1
+    text = text_of(status_view(reply))
+    assert "evicted: 33333333, by evidence that proves itself" in text
+    assert "evicted: 44444444, by decision of a quorum" in text
+    assert "evicted: 55555555, by opinion of a quorum that measured harm" in text
+    assert "spot checks: 22222222 has 1 of 2 strikes" in text
+
+
 def test_a_failed_training_shows_its_reason() -> None:
     reply = example_reply()
     reply.training.state = "failed: CUDA is not available"
@@ -70,6 +83,8 @@ def test_a_node_cannot_command_the_terminal_of_who_asks_it() -> None:
     reply.rejected["\x1b[1m"] = reply.sent_bytes["\x1b[1m"] = 1
     for peer in reply.peers:
         peer.node_id = peer.address = peer.state = peer.last_error = "\x1b[5m"
+        peer.strikes = 1
+    reply.evicted.add(node_id="\x1b[5m", why="\x1b[5m")
     reply.checkpoints[0].root = "\x1b[5m"
     assert "\x1b" not in text_of(status_view(reply))
     assert "\x1b" not in text_of(progress_view([Row("node0", reply)], rounds=1, elapsed_s=1))

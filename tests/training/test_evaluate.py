@@ -8,7 +8,7 @@ import torch
 
 from shoal.training.data import Corpus
 from shoal.training.errors import TrainingError
-from shoal.training.evaluate import held_out_loss
+from shoal.training.evaluate import batch_losses, held_out_batches, held_out_loss
 from shoal.training.model import FlatModel, build_model
 from shoal.training.tokenizer import Tokens
 from tests.training.worker_process import TINY_BERT, TINY_MODEL
@@ -70,3 +70,32 @@ def test_broken_weights_are_said_to_be_broken(model: FlatModel) -> None:
         held_out_loss(
             model, torch.full((model.size,), np.nan), tokens, batches=1, batch=1, sequence=16
         )
+
+
+def test_batch_by_batch_it_is_the_same_loss(model: FlatModel) -> None:
+    tokens: Tokens = np.random.default_rng(0).integers(0, 256, 17 * 8, dtype=np.uint8)
+    size = {"batches": 100, "batch": 2, "sequence": 16}
+    losses = batch_losses(model, model.flat, held_out_batches(tokens, **size))
+    assert len(losses) == len(set(losses)) == 4
+    whole = held_out_loss(model, model.flat, tokens, **size)
+    assert sum(losses) / 4 == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_masked_model_is_compared_on_the_same_tokens() -> None:
+    masked = FlatModel(build_model(TINY_BERT, seed=0))
+    tokens: Tokens = np.random.default_rng(0).integers(0, 256, 17 * 8, dtype=np.uint8)
+    once, twice = (
+        batch_losses(masked, masked.flat, held_out_batches(tokens, batches=4, batch=2, sequence=16))
+        for _ in range(2)
+    )
+    assert once == twice
+
+
+def test_weights_that_a_liar_broke_end_nothing(model: FlatModel) -> None:
+    """Unlike those of a committed model, whose loss has to be a number."""
+    tokens: Tokens = np.zeros(100, dtype=np.uint8)
+    own = model.flat.clone()
+    broken = torch.full((model.size,), math.nan)
+    parts = held_out_batches(tokens, batches=2, batch=1, sequence=16)
+    assert all(map(math.isnan, batch_losses(model, broken, parts)))
+    assert torch.equal(model.flat, own)

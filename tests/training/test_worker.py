@@ -76,6 +76,18 @@ class TestRunningWorker:
         assert (event["event"], event["tag"]) == ("evaluated", "checkpoint 3")
         return float(event["measured"]["loss"])
 
+    def test_two_models_can_be_compared_batch_by_batch(self, worker: WorkerProcess) -> None:
+        losses = []
+        for weights in (tiny_weights(), tiny_weights() * np.float32(np.nan)):
+            worker.slots[EVALUATE_IN] = weights
+            worker.send("batch-losses", tag="before 3")
+            event = worker.event()
+            assert (event["event"], event["tag"]) == ("batch-losses", "before 3")
+            losses.append(event["losses"])
+        assert all(5 < loss < 6 for loss in losses[0])
+        assert losses[1] == [None] * len(losses[0]), "no number, and the process lives"
+        assert self.loss_of(worker, tiny_weights()) == pytest.approx(np.mean(losses[0]), abs=1e-4)
+
     def test_a_rebase_overtakes_the_end_of_a_round_and_is_no_part_of_its_delta(
         self, worker: WorkerProcess
     ) -> None:
