@@ -9,7 +9,7 @@ from functools import cache
 
 from shoal.consensus.attest import Attestor, AttestorConfig
 from shoal.consensus.certificate import Certificate, parse_certificate, verify_certificate
-from shoal.consensus.changes import Change, ChangeKind
+from shoal.consensus.changes import Change, ChangeKind, objection
 from shoal.consensus.effects import Received, Started, TimerFired
 from shoal.consensus.epochs import build_chain, parse_link, split_links
 from shoal.consensus.errors import ConsensusError
@@ -207,6 +207,7 @@ def operation_seeds() -> list[bytes]:
         mesh.rejoin(1, time_ms=9, validates=False),
         mesh.approve(Change(ChangeKind.DEMOTE, mesh.keys[0]), 1),
         mesh.approve(Change(ChangeKind.PARAMETERS, parameters=b"parameters"), 1),
+        mesh.approve(objection(mesh.keys[0], 64), 1),
         operation_bytes(evidence_of_votes(one, other, mesh.keys[LIAR])),
         mesh.checkpoint(mesh.record()),
         CERTIFIED.operation,
