@@ -47,7 +47,7 @@ _VERSION = 3
 
 class Eviction(IntEnum):
     """Why a member is out for good: evidence that proves itself, a decision of people, or the
-    opinion of a quorum. Each is the time at which it "left": no Join is later, so none lets it in.
+    opinion of a quorum. Each is the time at which it "left", later than any Join or Leave may be.
     """
 
     HARM = 2**64 - 3
@@ -126,6 +126,8 @@ class Ledger:
                     return "not-a-member"
                 if operation.time_ms <= known.time_ms:
                     return "stale-time"
+                if operation.time_ms >= Eviction.HARM:
+                    return "bad-time"
                 return self._check_removal(operation.member)
             case Evict():
                 if operation.member not in self.members:
@@ -143,6 +145,8 @@ class Ledger:
             return "evicted"
         if join.time_ms <= last:
             return "stale-time"
+        if join.time_ms >= Eviction.HARM:
+            return "bad-time"
         if reason := invitation_refusal(self.members, join):
             return reason
         full = known is None and len(self.members) >= MAX_MEMBERS
@@ -217,8 +221,7 @@ class Ledger:
                 self.departed.pop(operation.member, None)
                 enter(self.members, operation)
             case Leave():
-                # What it says itself never looks like an eviction.
-                self._remove(operation.member, min(operation.time_ms, Eviction.HARM - 1))
+                self._remove(operation.member, operation.time_ms)
             case Evict():
                 self._remove(operation.member, Eviction.EVIDENCE)
             case Approve():

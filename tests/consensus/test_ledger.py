@@ -237,8 +237,10 @@ def test_whoever_was_put_out_stays_out_however_late_its_join() -> None:
 
 def test_no_goodbye_looks_like_an_eviction() -> None:
     ledger = mesh_of(4)
-    assert execute(ledger, WIDE.leave(5, time_ms=2**64 - 1)) == Executed()
-    assert not ledger.is_evicted(WIDE.keys[5])
+    for time_ms in (2**64 - 3, 2**64 - 1):
+        assert execute(ledger, WIDE.leave(5, time_ms=time_ms)) == Rejected("bad-time")
+        assert execute(ledger, WIDE.rejoin(5, time_ms=time_ms)) == Rejected("bad-time")
+    assert execute(ledger, WIDE.leave(5, time_ms=2**64 - 4)) == Executed()
     assert not ledger.evictions()
 
 
