@@ -28,7 +28,7 @@ from shoal.gossip.strategies.strategy import AnyStrategy, Reach, Work
 from shoal.gossip.topology import graph, matching
 from shoal.gossip.weights import Member, objective_weights
 from shoal.node.simulate_delivery import Post
-from shoal.node.simulate_plan import ABSENT, Members, Plan, make_strategy
+from shoal.node.simulate_plan import ABSENT, FAST_TIMES, Members, Plan, make_strategy
 from shoal.training.builtin_text import SHARDS_MAX
 from shoal.training.data import load
 from shoal.training.local_steps import Schedule
@@ -132,6 +132,7 @@ class World:
         self._post = Post(self.strategy, plan.drop, np.random.default_rng((plan.seed, 2)))
         slow = round(plan.stragglers * plan.peers)
         self._slow = frozenset(self._rng.choice(plan.peers, slow, replace=False).tolist())
+        self._fast = frozenset(range(round(plan.fast * plan.peers)))
         self._away: dict[bytes, int] = {}
         self._began: dict[bytes, torch.Tensor] = {}
         self._cut: list[LogDelta] = []
@@ -178,18 +179,23 @@ class World:
 
     def _train(self, ready: list[int], number: int) -> tuple[dict[bytes, Work], float | None]:
         plan = self.plan
-        if not ready:
-            return {}, None
-        rows = torch.stack([self._began[self.ids[index]] for index in ready])
+        works: dict[bytes, Work] = {}
+        losses = []
         first = (number - 1) * plan.local_steps
-        steps = Steps(self._rates(first), first, plan.batch, plan.predicted)
-        ends, losses = train(self._model, self._optimizer, self._text, ready, rows, steps)
-        tokens = plan.local_steps * plan.batch * plan.predicted
-        works = {
-            self.ids[index]: Work(self._began[self.ids[index]], end, plan.local_steps, tokens)
-            for index, end in zip(ready, ends.unbind(), strict=True)
-        }
-        return works, float(losses.mean())
+        for times in (1, FAST_TIMES):
+            some = [index for index in ready if (index in self._fast) == (times > 1)]
+            if not some:
+                continue
+            rows = torch.stack([self._began[self.ids[index]] for index in some])
+            rates = [rate for rate in self._rates(first) for _ in range(times)]
+            steps = Steps(rates, times * first, plan.batch, plan.predicted)
+            ends, lost = train(self._model, self._optimizer, self._text, some, rows, steps)
+            losses.append(lost)
+            tokens = len(rates) * plan.batch * plan.predicted
+            for index, end in zip(some, ends.unbind(), strict=True):
+                me = self.ids[index]
+                works[me] = Work(self._began[me], end, len(rates), tokens)
+        return works, float(torch.cat(losses).mean()) if losses else None
 
     def _rates(self, first: int) -> list[float]:
         total = self.plan.rounds * self.plan.local_steps

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from shoal.node.simulate_plan import Plan
 
 
+Stragglers = Annotated[float, typer.Option(min=0.0, max=1.0, help="share of peers 5 times slower")]
+Fast = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="share of peers that make 4 times the steps")
+]
+NormaliseSteps = Annotated[
+    bool, typer.Option("--normalise-steps", help="a delta counts as if it had the usual steps")
+]
+
+
 def simulate(
     strategy: Annotated[
         str, typer.Option(help="delta-log, choco, gasloc, noloco, diloco, dpsgd or isolated")
@@ -33,9 +42,9 @@ def simulate(
     churn: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="share of peers that leave each epoch")
     ] = 0.0,
-    stragglers: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="share of peers 5 times slower")
-    ] = 0.0,
+    stragglers: Stragglers = 0.0,
+    fast: Fast = 0.0,
+    normalise_steps: NormaliseSteps = False,
     attack: Annotated[
         str, typer.Option(help="none, sign-flip, noise, ipm, alie, dissensus or absent")
     ] = "none",

@@ -29,6 +29,7 @@ PEERS_MAX = 1024
 AGGREGATE_DENSITY = 0.5
 DENSITY_TIMES_ROUNDS = 8
 CHOCO_DENSITY = 1 / 8
+FAST_TIMES = 4
 # No clip at all, for comparison: above any norm that int32 increments allow.
 UNLIMITED = 1e12
 
@@ -39,8 +40,9 @@ Members = list[tuple[bytes, int, int]]
 class Plan:
     """All that a simulated run depends on. density: of 1, None for the strategy's own rule;
     drop: share of transmissions lost; churn: of peers that leave each epoch, while those of the
-    last one come back; stragglers: share of peers that are `slowdown` times slower; attackers:
-    how many of the peers lie; epoch_rounds: rounds between two cuts, and two graphs."""
+    last one come back; stragglers: share of peers that are `slowdown` times slower; fast: of those
+    that make FAST_TIMES as many steps in a round; attackers: how many of the peers lie;
+    epoch_rounds: rounds between two cuts, and two graphs."""
 
     strategy: str = "delta-log"
     peers: int = 16
@@ -53,6 +55,8 @@ class Plan:
     churn: float = 0.0
     stragglers: float = 0.0
     slowdown: int = 5
+    fast: float = 0.0
+    normalise_steps: bool = False
     attack: str = "none"
     attackers: int = 0
     robust: str = "auto"
@@ -80,6 +84,8 @@ class Plan:
             raise UserError(f"--degree {self.degree}: the graph is made of cycles, so give it even")
         if self.attack == "dissensus" and self.strategy not in MIXING:
             raise UserError(f"dissensus attacks neighbours, which {self.strategy} does not have")
+        if self.normalise_steps and self.strategy != "delta-log":
+            raise UserError(f"--normalise-steps: {self.strategy} counts no steps")
         fitting = self._robust_rules()
         if self.robust not in ("auto", "none", *fitting):
             known = ", ".join(fitting) or "no robust rule"
@@ -124,6 +130,7 @@ def make_strategy(
             kept_per_chunk=plan.kept_per_chunk,
             alpha=1.0,
             largest_value=clip_factor * plan.local_steps * plan.learning_rate,
+            steps=plan.local_steps if plan.normalise_steps else 0,
         )
         return DeltaLog(
             schema,
@@ -131,6 +138,7 @@ def make_strategy(
             clip_factor=clip_factor,
             aligned=plan.robust in ("auto", "aligned"),
             closed=plan.robust == "trust",
+            normalise_steps=plan.normalise_steps,
         )
     if plan.strategy == "choco":
         return Choco(schema, plan.kept_per_chunk, gamma=plan.gamma, pull=plan.pull)

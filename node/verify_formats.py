@@ -246,6 +246,11 @@ class Record:
         """Whose deltas count under this height."""
         return int.from_bytes(self.parameters[26:28], "big")
 
+    @property
+    def steps(self) -> int:
+        """The usual steps of a delta made under this height; 0 where they do not matter."""
+        return int.from_bytes(self.parameters[30:34], "big")
+
 
 def parse_operation(data: bytes) -> tuple[Record, Certificate]:
     """A checkpoint operation: its record and the attestation of it; raises Refused."""

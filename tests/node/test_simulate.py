@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from shoal.gossip.alignment import FLOOR_PERMILLE, FULL_PERMILLE
+from shoal.gossip.parameters import EpochParameters
 from shoal.gossip.strategies.delta_log import DeltaLog, LogState
 from shoal.node.cli import main
 from shoal.node.simulate import AnchorsDiffer, Measured, World, read_texts
 from shoal.node.simulate_plan import Plan
+from tests.gossip.builders import hashed_delta
 
 PLAN = Plan(peers=8, rounds=20, local_steps=10, hidden=24, batch=2)
 # How far below isolated training each must end, in nats, on this little work.
@@ -128,6 +130,30 @@ def test_liars_lose_their_weight_by_the_first_cut_and_the_honest_keep_theirs() -
     assert {trust[me] for me in honest} == {FULL_PERMILLE}
 
 
+def share_of_the_fast(world: World, epoch: EpochParameters) -> float:
+    """What a delta of the fast peer moves the anchor by, of what another's with H steps does."""
+    delta = hashed_delta("any", world.schema, kept_per_chunk=epoch.kept_per_chunk, size=1e-4)
+    fast, other = (
+        epoch.increments(delta, sender=world.ids[place], steps=steps, schema=world.schema)
+        for place, steps in enumerate((4 * world.plan.local_steps, world.plan.local_steps))
+    )
+    return float(abs(fast).sum() / abs(other).sum())
+
+
+def test_a_delta_of_four_times_the_steps_counts_a_quarter() -> None:
+    """By its sender's weight, once a cut has shown how fast that is; normalised, from the start."""
+    plan = replace(PLAN, fast=1 / 8, rounds=6)
+    shares = []
+    for each in (plan, replace(plan, normalise_steps=True)):
+        _, world = play(each)
+        state: LogState = world.states[world.ids[0]]
+        assert set(state.epoch.trust) == {FULL_PERMILLE}
+        assert world.epochs_checked == 2, "all anchors were equal"
+        shares += [share_of_the_fast(world, epoch) for epoch in (state.epochs[0], state.epoch)]
+    full, *quarters = shares
+    assert quarters == pytest.approx([full / 4] * 3, rel=1e-2)
+
+
 def test_everybody_has_a_text_of_their_own() -> None:
     texts, held_out = read_texts(70)
     assert len(texts) == 70
@@ -167,6 +193,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
         (["--attack", "dissensus", "--attackers", "1"], "dissensus attacks neighbours"),
         (["--strategy", "noloco", "--robust", "cs+"], "noloco has no robust rule"),
         (["--degree", "3"], "even"),
+        (["--strategy", "choco", "--normalise-steps"], "choco counts no steps"),
         (["--plots"], "give --out DIRECTORY too"),
     ],
 )
