@@ -276,8 +276,8 @@ def next_parameters(
     `previous` is the epoch of the last committed checkpoint; `members` are those of the next
     epoch, (id, shard tokens, share permille) each, in any order; so are the contributions.
     kept_per_chunk: the next epoch's density, of 4096; None leaves it as it is. aligned: False
-    leaves trust as it is (simulations alone, to see what it is good for). normalise_steps: whether
-    deltas of the next epoch count as if they had its usual steps.
+    believes everybody fully, whatever their deltas did. normalise_steps: whether deltas of the next
+    epoch count as if they had its usual steps.
     """
     keys = {(contribution.member, contribution.sequence) for contribution in contributions}
     assert len(keys) == len(contributions), "a delta is in a cut once"
@@ -285,9 +285,7 @@ def next_parameters(
     for part in contributions:
         tokens[part.member] += part.usual_tokens
     steps = usual_steps((part.member, part.steps) for part in contributions)
-    trust = previous.trusted
-    if aligned:
-        trust = next_trust(trust, contributions, schema)
+    trust = next_trust(previous.trusted, contributions, schema) if aligned else {}
     trusted = [Member(*member, trust.get(member[0], FULL_PERMILLE)) for member in members]
     return EpochParameters(
         height=previous.height + 1,

@@ -370,6 +370,7 @@ def _differences(
         clip_factor=mesh.clip_factor,
         kept_per_chunk=kept_per_chunk(mesh.budget, len(certified.weights)),
         normalise_steps=mesh.normalise_steps,
+        aligned=mesh.trust,
     )
     for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens", "trust", "steps"):
         if getattr(recomputed, name) != getattr(certified, name):

@@ -54,6 +54,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "warmup_tokens": (0, 2**62),
     "schedule_tokens": (1, 2**62),
     "normalise_steps": (False, True),
+    "trust": (False, True),
 }
 
 
@@ -92,6 +93,8 @@ class MeshParameters:
     """tokens of the whole mesh until which it falls"""
     normalise_steps: bool = False
     """a delta counts as if it had the mesh's usual number of steps, whatever its own is"""
+    trust: bool = True
+    """members whose deltas go against the others' count for less, down to a tenth"""
 
     @property
     def largest_first_value(self) -> float:

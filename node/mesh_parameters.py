@@ -35,8 +35,9 @@ CHANGEABLE = (
     "warmup_tokens",
     "schedule_tokens",
     "normalise_steps",
+    "trust",
 )
-_FORM = Struct(">BIHdddddQQB")
+_FORM = Struct(">BIHdddddQQBB")
 SWITCHES = tuple(name for name in CHANGEABLE if isinstance(RANGES[name][0], bool))
 # What else a genesis chooses, and why nobody can choose it again.
 FIXED = {

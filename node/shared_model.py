@@ -58,6 +58,7 @@ class Coming(NamedTuple):
     clip_factor: float
     budget: float
     normalise_steps: bool
+    trust: bool
 
 
 class MissingDeltas(Exception):
@@ -306,6 +307,7 @@ class SharedModel:
                 clip_factor=basis.clip_factor,
                 kept_per_chunk=kept_per_chunk(basis.budget, len(basis.members)),
                 normalise_steps=basis.normalise_steps,
+                aligned=basis.trust,
             )
         )
         return Outcome(

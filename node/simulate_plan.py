@@ -30,6 +30,8 @@ AGGREGATE_DENSITY = 0.5
 DENSITY_TIMES_ROUNDS = 8
 CHOCO_DENSITY = 1 / 8
 FAST_TIMES = 4
+# A cut of a log costs nothing; a model that neighbours agree on costs snapshots of whole models.
+CUT_ROUNDS, SNAPSHOT_ROUNDS = 5, 20
 # No clip at all, for comparison: above any norm that int32 increments allow.
 UNLIMITED = 1e12
 
@@ -42,7 +44,7 @@ class Plan:
     drop: share of transmissions lost; churn: of peers that leave each epoch, while those of the
     last one come back; stragglers: share of peers that are `slowdown` times slower; fast: of those
     that make FAST_TIMES as many steps in a round; attackers: how many of the peers lie;
-    epoch_rounds: rounds between two cuts, and two graphs."""
+    epoch_rounds: rounds between two cuts, and two graphs, None for the strategy's own."""
 
     strategy: str = "delta-log"
     peers: int = 16
@@ -61,7 +63,7 @@ class Plan:
     attackers: int = 0
     robust: str = "auto"
     seed: int = 0
-    epoch_rounds: int = 5
+    epoch_rounds: int | None = None
     hidden: int = 64
     batch: int = 4
     predicted: int = 32
@@ -101,6 +103,12 @@ class Plan:
         return PULLS[1:] if self.strategy in MIXING else ()
 
     @property
+    def rounds_per_epoch(self) -> int:
+        """E."""
+        usual = SNAPSHOT_ROUNDS if self.strategy in (*MIXING, "noloco") else CUT_ROUNDS
+        return self.epoch_rounds or usual
+
+    @property
     def kept_per_chunk(self) -> int:
         """Values kept of each chunk of 4096."""
         density = self.density
@@ -136,6 +144,7 @@ def make_strategy(
             schema,
             first,
             clip_factor=clip_factor,
+            # What `trust = false` does to a mesh is "clip".
             aligned=plan.robust in ("auto", "aligned"),
             closed=plan.robust == "trust",
             normalise_steps=plan.normalise_steps,

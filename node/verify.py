@@ -201,6 +201,8 @@ def verify_checkpoint(
             f"its deltas keep {record[0].kept_per_chunk} values, "
             f"the budget of {in_force['budget']} with {record[0].members} members pays for {kept}",
         )
+    if not in_force["trust"] and record[0].trust != {1000}:
+        raise Refused("record-trust", "it trusts members unequally, and the mesh decided not to")
     attestation = record[1]
     addresses = check_manifest(directory, genesis, record[0])
     check_settled(directory, record[0])

@@ -20,9 +20,10 @@ _FIELDS: tuple[tuple[str, float, float, float], ...] = (
     ("warmup_tokens", 100_000, 0, 2**62),
     ("schedule_tokens", 100_000_000, 1, 2**62),
     ("normalise_steps", False, False, True),
+    ("trust", True, False, True),
 )
-_SWITCHES = ("normalise_steps",)
-_FORM = Struct(">BIHdddddQQB")
+_SWITCHES = ("normalise_steps", "trust")
+_FORM = Struct(">BIHdddddQQBB")
 _VERSION = 3
 # Values kept of each 4096, and the bytes per parameter that a delta of so many takes.
 _LEVELS = (

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from dataclasses import replace
 from statistics import median
 from struct import pack
 
@@ -98,6 +99,16 @@ def test_the_last_member_of_a_mesh_counts_once_whatever_the_gain_was() -> None:
     for deltas in (0, 3):
         one = contributions(1, deltas, previous)
         assert next_parameters(previous, one, members(1), SCHEMA).alpha == 1.0
+
+
+def test_without_trust_everybody_counts_by_weight_alone_and_once_it_is_back_begins_anew() -> None:
+    previous = replace(epoch(0, 4), trust=(100, 1000, 1000, 700))
+    off = next_parameters(previous, [], members(4), SCHEMA, aligned=False)
+    assert off.trust == (1000,) * 4
+    assert {weight for _, weight in off.weights} == {0.25}
+    on = next_parameters(previous, [], members(4), SCHEMA)
+    assert on.trust == previous.trust and on.weights[0][1] < 0.05
+    assert next_parameters(off, [], members(4), SCHEMA).trust == (1000,) * 4
 
 
 def test_without_a_pair_the_gain_stays() -> None:

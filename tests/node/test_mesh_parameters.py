@@ -43,8 +43,9 @@ NOTHING = (
     pack(">BIHd", 3, 8, 8, 5000.0) + encode(GENESIS)[15:],
     BEFORE_BETA + pack(">d", float("nan")) + encode(GENESIS)[23:],
     BEFORE_BETA + pack(">d", float("inf")) + encode(GENESIS)[23:],
-    encode(GENESIS)[:-9] + b"\xff" * 8 + b"\x00",
+    encode(GENESIS)[:-10] + b"\xff" * 8 + b"\x00\x01",
     encode(GENESIS)[:-1] + b"\x02",
+    encode(GENESIS)[:-2] + b"\x02\x01",
 )
 
 
@@ -81,6 +82,7 @@ sound = st.builds(
     warmup_tokens=st.integers(0, 2**62),
     schedule_tokens=st.integers(1, 2**62),
     normalise_steps=st.booleans(),
+    trust=st.booleans(),
 )
 
 

@@ -206,10 +206,10 @@ def test_an_attackers_whole_mesh_holds_together_and_is_still_not_the_trusted_one
 # --- the mesh's parameters ------------------------------------------------------------------------
 
 
-def decided(steps: int = 0, **changes: object) -> CertifiedMesh:
+def decided(steps: int = 0, trusted: int = 1000, **changes: object) -> CertifiedMesh:
     """A mesh whose validators changed its parameters; its checkpoint's density did not change."""
     wish = replace(MeshParameters(), **changes)  # type: ignore[arg-type]
-    return CertifiedMesh("ABCD", "ABCDE", parameters=encode(wish), steps=steps)
+    return CertifiedMesh("ABCD", "ABCDE", parameters=encode(wish), steps=steps, trust=trusted)
 
 
 def test_a_record_of_another_density_than_the_mesh_decided_is_refused(tmp_path: Path) -> None:
@@ -240,6 +240,21 @@ def test_the_usual_steps_are_those_of_the_deltas_in_the_cut(
         assert verify_checkpoint(directory).in_force["normalise_steps"] is True
     else:
         assert refusal(directory, mesh.mesh_id).reason == "record-steps"
+
+
+@pytest.mark.parametrize(
+    ("trust", "permille", "sound"),
+    [(True, 100, True), (True, 1000, True), (False, 1000, True), (False, 100, False)],
+)
+def test_without_trust_nobody_is_believed_less(
+    trust: bool, permille: int, sound: bool, tmp_path: Path
+) -> None:
+    mesh = decided(trusted=permille, trust=trust)
+    directory = mesh.write(tmp_path)
+    if sound:
+        assert verify_checkpoint(directory).in_force["trust"] is trust
+    else:
+        assert refusal(directory, mesh.mesh_id).reason == "record-trust"
 
 
 def test_what_the_mesh_decided_is_said(tmp_path: Path) -> None:
