@@ -8,7 +8,7 @@ the bits of one product, one sum of two, one square root; it does not fix a long
     alpha   = 1.6 clip(kappa, 1, sqrt(n)), 1 for n = 1          kappa: gain.py
     clip_t  = clip_factor * median of the norms of tensor t in the cut
     weights = |D_i| / (S_i C_i) * trust_i, normalised, at most 3/n     weights.py, alignment.py
-    steps   = median of the members' steps of a delta, or 0            weights.py
+    steps   = mean of the members' steps of a delta, or 0              weights.py
 
 Source: reference/algorithms.md 1.4 (gain, clip), 1.6 (weights).
 """

@@ -10,11 +10,13 @@ or down to a tenth of it.
 C_i is known when a cut is over. Where steps are normalised, each delta also counts for what it
 would have been with the mesh's usual number of steps H, whatever its own number H_d is,
 
-    d <- d * H / H_d        within 1/4 and 4;    H: the median over members of the last cut
+    d <- d * H / H_d        within 1/4 and 4;    H: the mean over members of the last cut
 
 before it is clipped, so claiming few steps makes nobody louder than the clip. C_i is then taken of
 the tokens that those steps would have had: what is divided out here is not divided out twice. H is
-FedNova's mean as a median, which one member that claims four thousand million cannot move.
+the harmonic mean, with which all deltas together count for as much as they did: H / H_i is 1 on
+average. Nobody counts in it for less than a quarter or more than four times the median, so a third
+of liars moves it to half of that or a third more, whatever they claim.
 
 Everything up to the last division is integer arithmetic, and Python's integer division rounds
 correctly, so all members get the same fp64 bits.
@@ -32,6 +34,10 @@ RATIO_BITS = 96
 CAP_MEMBERS = 3
 # A delta counts for so many times what it says, or for one over so many, whatever its steps are.
 STEP_FACTOR_MAX = 4
+STEPS_MOST = (1 << 32) - 1
+STEP_BITS = 32
+FACTOR_LEAST = (1 << STEP_BITS) // STEP_FACTOR_MAX
+FACTOR_MOST = STEP_FACTOR_MAX << STEP_BITS
 
 
 class Member(NamedTuple):
@@ -78,12 +84,17 @@ def step_factor(usual_steps: int, steps: int) -> float:
 
 
 def usual_steps(deltas: Iterable[tuple[bytes, int]]) -> int | None:
-    """The median over members of the steps of a delta, of (member, steps) of a cut's deltas, in any
-    order; whole, and the lower one of two. None for an empty cut."""
+    """H, whole, of (member, steps) of a cut's deltas in any order; None for an empty cut."""
     own: defaultdict[bytes, list[int]] = defaultdict(list)
     for member, steps in deltas:
         own[member].append(steps)
-    return median_low(sum(each) // len(each) for each in own.values()) if own else None
+    if not own:
+        return None
+    means = [sum(each) // len(each) for each in own.values()]
+    middle = median_low(means) << STEP_BITS
+    factors = [middle // mean for mean in means]
+    total = sum(min(max(each, FACTOR_LEAST), FACTOR_MOST) for each in factors)
+    return min(max(1, (2 * len(means) * middle + total) // (2 * total)), STEPS_MOST)
 
 
 def _capped(ratios: Mapping[bytes, int]) -> tuple[tuple[bytes, float], ...]:

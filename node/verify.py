@@ -343,7 +343,11 @@ def _check_steps(record: Record, in_force: Parameters, told: Steps | None) -> No
         own: dict[bytes, list[int]] = {}
         for member, steps in told:
             own.setdefault(member, []).append(steps)
-        wrong = record.steps != median_low(sum(each) // len(each) for each in own.values())
+        means = [max(1, sum(each) // len(each)) for each in own.values()]
+        middle = median_low(means) << 32
+        total = sum(min(max(middle // mean, 1 << 30), 4 << 32) for mean in means)
+        due = (2 * len(means) * middle + total) // (2 * total)
+        wrong = record.steps != min(max(1, due), 2**32 - 1)
     if wrong:
         raise Refused("record-steps", f"{record.steps} steps of a delta do not follow from its cut")
 
