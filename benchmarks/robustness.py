@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.simulated import PLOTS, mean_over_seeds, run_all
-from shoal.node.simulate_plan import ABSENT, MIXING, Plan
+from shoal.node.simulate_plan import ABSENT, CUT_ROUNDS, MIXING, Plan
 from shoal.node.simulate_plots import plot_lines
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.5)
@@ -39,7 +39,8 @@ ATTACKS = ("sign-flip", "noise", "ipm", "alie", "dissensus")
 ATTACKED_DEGREE = 8
 TROUBLES: dict[str, Callable[[Plan, float], Plan]] = {
     "drop": lambda plan, rate: replace(plan, drop=rate),
-    "churn": lambda plan, rate: replace(plan, churn=rate),
+    # As often for everybody, however rarely a strategy's members agree on a model.
+    "churn": lambda plan, rate: replace(plan, churn=rate, epoch_rounds=CUT_ROUNDS),
     "stragglers": lambda plan, rate: replace(plan, stragglers=rate),
 }
 

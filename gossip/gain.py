@@ -38,14 +38,17 @@ ROOT_BITS = 32
 class Contribution:
     """One delta of a cut, as far as the next epoch's parameters depend on it.
 
-    norms: float64 [T], of the message before any clip; increments: int32 [T, 4], as added to the
-    anchor; load: gives the decoded delta, each time that it is called. Decoded deltas are not held,
-    so a cut of many large ones needs little memory.
+    steps, tokens: as its header says; usual_tokens: at the mesh's usual steps (weights.py); norms:
+    float64 [T], of the message before any clip, with its steps normalised; increments: int32
+    [T, 4], as added to the anchor; load: gives the decoded delta, each time that it is called.
+    Decoded deltas are not held, so a cut of many large ones needs little memory.
     """
 
     member: bytes
     sequence: int
+    steps: int
     tokens: int
+    usual_tokens: int
     norms: NDArray[np.float64]
     increments: NDArray[np.int32]
     load: Callable[[], SparseDelta]

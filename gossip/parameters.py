@@ -8,11 +8,13 @@ the bits of one product, one sum of two, one square root; it does not fix a long
     alpha   = 1.6 clip(kappa, 1, sqrt(n)), 1 for n = 1          kappa: gain.py
     clip_t  = clip_factor * median of the norms of tensor t in the cut
     weights = |D_i| / (S_i C_i) * trust_i, normalised, at most 3/n     weights.py, alignment.py
+    steps   = mean of the members' steps of a delta, or 0              weights.py
 
 Source: reference/algorithms.md 1.4 (gain, clip), 1.6 (weights).
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,7 +34,7 @@ from shoal.gossip.delta import COUNTER_MAX, DeltaHeader
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.gain import Contribution, measure_gain
 from shoal.gossip.schema import TENSORS_MAX, ModelSchema
-from shoal.gossip.weights import Member, objective_weights
+from shoal.gossip.weights import Member, objective_weights, step_factor, usual_steps
 
 __all__ = [
     "Contribution",
@@ -47,10 +49,10 @@ __all__ = [
 ]
 
 MEMBERS_MAX = 1024
-# height, tokens, alpha, kept per chunk, members, tensors
-FIXED = Struct(">QQdHHH")
+# height, tokens, alpha, kept per chunk, members, tensors, steps
+FIXED = Struct(">QQdHHHI")
 MEMBER = Struct(">32sdH")
-# 59,422 bytes: below the 64 KiB that a checkpoint record has room for.
+# 59,426 bytes: below the 64 KiB that a checkpoint record has room for.
 PARAMETERS_BYTES_MAX = FIXED.size + MEMBERS_MAX * MEMBER.size + TENSORS_MAX * 8
 # Measured: more than restores the length learns faster, since a delta is as short as the noise in
 # it makes it (docs/adr/0025).
@@ -63,7 +65,8 @@ class EpochParameters:
 
     weights: (member, weight) in ascending order of ids; trust: what each is believed, in permille,
     which its weight contains already; clip: the largest norm of each tensor of
-    a message, infinity where there is no limit yet; tokens: all that were ever committed.
+    a message, infinity where there is no limit yet; tokens: all that were ever committed; steps:
+    the usual ones of a delta, 0 where deltas count whatever their steps are.
     """
 
     height: int
@@ -73,6 +76,7 @@ class EpochParameters:
     kept_per_chunk: int
     tokens: int
     trust: tuple[int, ...]
+    steps: int = 0
 
     def __post_init__(self) -> None:
         ids = [member for member, _ in self.weights]
@@ -92,6 +96,8 @@ class EpochParameters:
             raise GossipError("bad-parameters", "gain or density out of range")
         if not 0 <= self.height <= COUNTER_MAX or not 0 <= self.tokens <= COUNTER_MAX:
             raise GossipError("bad-parameters", "height or tokens out of range")
+        if not 0 <= self.steps < 1 << 32:
+            raise GossipError("bad-parameters", "steps out of range")
 
     @cached_property
     def members(self) -> frozenset[bytes]:
@@ -111,17 +117,17 @@ class EpochParameters:
         return {member: t for (member, _), t in zip(self.weights, self.trust, strict=True)}
 
     def increments(
-        self, delta: SparseDelta | Frame, *, sender: bytes, schema: ModelSchema
+        self, delta: SparseDelta | Frame, *, sender: bytes, steps: int, schema: ModelSchema
     ) -> NDArray[np.int32]:
         """What a delta of this epoch subtracts from the anchor per centroid: int32 [T, 4].
 
-        Raises DeltaError("not-a-member" or "increment-too-large").
+        steps: of its header. Raises DeltaError("not-a-member" or "increment-too-large").
         """
         return increments(
             delta,
-            weight=self.weight_of(sender),
+            weight=self.weight_of(sender) * step_factor(self.steps, steps),
             alpha=self.alpha,
-            scales=clip_scales(self, delta),
+            scales=clip_scales(self, delta, steps),
             schema=schema,
         )
 
@@ -136,6 +142,7 @@ class EpochParameters:
                     self.kept_per_chunk,
                     len(self.weights),
                     len(self.clip),
+                    self.steps,
                 ),
                 *(
                     MEMBER.pack(member, weight, trust)
@@ -151,7 +158,7 @@ class EpochParameters:
         if len(data) > PARAMETERS_BYTES_MAX:
             raise GossipError("bad-parameters", f"{len(data)} bytes")
         try:
-            height, tokens, alpha, kept_per_chunk, members, tensors = FIXED.unpack_from(data)
+            height, tokens, alpha, kept, members, tensors, steps = FIXED.unpack_from(data)
             clip_start = FIXED.size + members * MEMBER.size
             listed = list(MEMBER.iter_unpack(data[FIXED.size : clip_start]))
             clip = unpack_from(f">{tensors}d", data, clip_start)
@@ -159,7 +166,7 @@ class EpochParameters:
             raise GossipError("bad-parameters", str(problem)) from None
         weights = tuple((member, weight) for member, weight, _ in listed)
         trust = tuple(each for _, _, each in listed)
-        parameters = cls(height, alpha, weights, clip, kept_per_chunk, tokens, trust)
+        parameters = cls(height, alpha, weights, clip, kept, tokens, trust, steps)
         # Catches trailing bytes, a short member list, and -0.0 where 0.0 is meant.
         if parameters.to_bytes() != data:
             raise GossipError("bad-parameters", "not the one encoding")
@@ -178,12 +185,17 @@ def message_norms(message: SparseDelta | Frame) -> NDArray[np.float64]:
     return norms
 
 
-def clip_scales(parameters: EpochParameters, message: SparseDelta | Frame) -> NDArray[np.float64]:
-    """s_t = min(1, clip_t / norm_t): what receivers multiply each tensor by, float64 [T].
+def clip_scales(
+    parameters: EpochParameters, message: SparseDelta | Frame, steps: int
+) -> NDArray[np.float64]:
+    """s_t = min(1, clip_t / norm_t): what receivers clip each tensor by, float64 [T]; the norm is
+    that of a delta with the usual steps, `steps` those of its header.
 
-    The sender needs the same factors to know what it really said (compression/residual.py).
+    The sender needs the same factors to know what it really said (compression/residual.py). Like
+    its weight, the factor of its steps is no part of that: what a delta counts for less, because it
+    holds more steps, is not to be said again.
     """
-    norms = message_norms(message)
+    norms = message_norms(message) * step_factor(parameters.steps, steps)
     clip = np.array(parameters.clip)
     assert clip.shape == norms.shape, "the epoch is of another model"
     scales = np.ones_like(norms)
@@ -205,12 +217,17 @@ def contribution_of(
     A parsed frame is enough: `load` decodes it when, and only if, it is needed.
     """
     assert parameters.height == header.height, "a delta is worth what its own epoch says"
+    factor = step_factor(parameters.steps, header.steps)
     return Contribution(
         member=header.sender,
         sequence=header.sequence,
+        steps=header.steps,
         tokens=header.tokens,
-        norms=message_norms(message),
-        increments=parameters.increments(message, sender=header.sender, schema=schema),
+        usual_tokens=max(1, int(header.tokens * factor)),
+        norms=message_norms(message) * factor,
+        increments=parameters.increments(
+            message, sender=header.sender, steps=header.steps, schema=schema
+        ),
         load=load,
     )
 
@@ -222,11 +239,13 @@ def genesis_parameters(
     kept_per_chunk: int,
     alpha: float,
     largest_value: float = math.inf,
+    steps: int = 0,
 ) -> EpochParameters:
     """The epoch of checkpoint 0, before there is a message to take a median of.
 
     `members`: (id, shard tokens, share permille). largest_value: the root mean square that the
     values of a message may have; what a liar adds before the first checkpoint is never made good.
+    steps: of a delta as it should be, where steps are normalised.
     """
     kept = schema.layout.kept_per_tensor(kept_per_chunk).tolist()
     return EpochParameters(
@@ -237,6 +256,7 @@ def genesis_parameters(
         kept_per_chunk=kept_per_chunk,
         tokens=0,
         trust=(FULL_PERMILLE,) * len(members),
+        steps=steps,
     )
 
 
@@ -249,22 +269,23 @@ def next_parameters(
     clip_factor: float = 2.0,
     kept_per_chunk: int | None = None,
     aligned: bool = True,
+    normalise_steps: bool = False,
 ) -> EpochParameters:
     """What is in force after a cut with these contributions: the same bits on every machine.
 
     `previous` is the epoch of the last committed checkpoint; `members` are those of the next
     epoch, (id, shard tokens, share permille) each, in any order; so are the contributions.
     kept_per_chunk: the next epoch's density, of 4096; None leaves it as it is. aligned: False
-    leaves trust as it is (simulations alone, to see what it is good for).
+    believes everybody fully, whatever their deltas did. normalise_steps: whether deltas of the next
+    epoch count as if they had its usual steps.
     """
     keys = {(contribution.member, contribution.sequence) for contribution in contributions}
     assert len(keys) == len(contributions), "a delta is in a cut once"
-    tokens: dict[bytes, int] = {}
-    for contribution in contributions:
-        tokens[contribution.member] = tokens.get(contribution.member, 0) + contribution.tokens
-    trust = previous.trusted
-    if aligned:
-        trust = next_trust(trust, contributions, schema)
+    tokens: Counter[bytes] = Counter()
+    for part in contributions:
+        tokens[part.member] += part.usual_tokens
+    steps = usual_steps((part.member, part.steps) for part in contributions)
+    trust = next_trust(previous.trusted, contributions, schema) if aligned else {}
     trusted = [Member(*member, trust.get(member[0], FULL_PERMILLE)) for member in members]
     return EpochParameters(
         height=previous.height + 1,
@@ -272,8 +293,9 @@ def next_parameters(
         weights=objective_weights(trusted, tokens),
         clip=_next_clip(previous.clip, contributions, clip_factor),
         kept_per_chunk=kept_per_chunk or previous.kept_per_chunk,
-        tokens=min(COUNTER_MAX, previous.tokens + sum(tokens.values())),
+        tokens=min(COUNTER_MAX, previous.tokens + sum(part.tokens for part in contributions)),
         trust=tuple(each.trust_permille for each in sorted(trusted)),
+        steps=(steps or previous.steps) if normalise_steps else 0,
     )
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from shoal.compression.codec import SparseDelta
 from shoal.gossip.parameters import EpochParameters, clip_scales, median_clip, message_norms
+from shoal.gossip.weights import step_factor
 
 DECAY = 0.9
 LEAST = 1e-3
@@ -38,11 +39,17 @@ class Heading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Voice:
-    """One delta of the round: whose it is, and the parameters of the epoch that it names."""
+    """One delta of the round: whose it is, its steps, and the parameters of the epoch it names."""
 
     sender: bytes
     delta: SparseDelta
     epoch: EpochParameters
+    steps: int
+
+    @property
+    def factor(self) -> float:
+        """What its steps make it count for."""
+        return step_factor(self.epoch.steps, self.steps)
 
 
 class Worth(NamedTuple):
@@ -57,7 +64,7 @@ def close_round(voices: Sequence[Voice], heading: Heading) -> tuple[list[Worth],
 
     `voices` must stand in an order that everybody has alike; heading.momentum is not changed.
     """
-    norms = np.stack([message_norms(voice.delta) for voice in voices])
+    norms = np.stack([message_norms(voice.delta) * voice.factor for voice in voices])
     radius = np.array(median_clip((math.inf,) * norms.shape[1], norms, 1.0))
     clipped = {
         voice.epoch.height: replace(
@@ -65,7 +72,9 @@ def close_round(voices: Sequence[Voice], heading: Heading) -> tuple[list[Worth],
         )
         for voice in voices
     }
-    scales = [clip_scales(clipped[voice.epoch.height], voice.delta) for voice in voices]
+    scales = [
+        clip_scales(clipped[voice.epoch.height], voice.delta, voice.steps) for voice in voices
+    ]
     values = [
         voice.delta.values(scale).astype(np.float64)
         for voice, scale in zip(voices, scales, strict=True)
@@ -74,7 +83,7 @@ def close_round(voices: Sequence[Voice], heading: Heading) -> tuple[list[Worth],
     momentum = heading.momentum * DECAY
     worth = []
     for voice, scale, value, factor in zip(voices, scales, values, trust, strict=True):
-        weight = min(1.0, voice.epoch.weight_of(voice.sender) * factor)
+        weight = min(1.0, voice.epoch.weight_of(voice.sender) * factor) * voice.factor
         momentum[voice.delta.indices] += value * weight
         worth.append(Worth(weight, scale))
     return worth, Heading(momentum)

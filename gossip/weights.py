@@ -7,18 +7,37 @@ one example. |D_i| is self-declared, so no weight exceeds 3/n: claiming an enorm
 little. What a member's deltas did in the last cut comes on top (alignment.py): all of its weight,
 or down to a tenth of it.
 
+C_i is known when a cut is over. Where steps are normalised, each delta also counts for what it
+would have been with the mesh's usual number of steps H, whatever its own number H_d is,
+
+    d <- d * H / H_d        within 1/4 and 4;    H: the mean over members of the last cut
+
+before it is clipped, so claiming few steps makes nobody louder than the clip. C_i is then taken of
+the tokens that those steps would have had: what is divided out here is not divided out twice. H is
+the harmonic mean, with which all deltas together count for as much as they did: H / H_i is 1 on
+average. Nobody counts in it for less than a quarter or more than four times the median, so a third
+of liars moves it to half of that or a third more, whatever they claim.
+
 Everything up to the last division is integer arithmetic, and Python's integer division rounds
 correctly, so all members get the same fp64 bits.
 
-Source: reference/algorithms.md 1.6.
+Source: reference/algorithms.md 1.6; FedNova (Wang et al., 2020, arXiv:2007.07481).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median_low
 from typing import NamedTuple
 
 # Weights are ratios, so their scale is free: this many bits keep the rounding error below fp64's.
 RATIO_BITS = 96
 CAP_MEMBERS = 3
+# A delta counts for so many times what it says, or for one over so many, whatever its steps are.
+STEP_FACTOR_MAX = 4
+STEPS_MOST = (1 << 32) - 1
+STEP_BITS = 32
+FACTOR_LEAST = (1 << STEP_BITS) // STEP_FACTOR_MAX
+FACTOR_MOST = STEP_FACTOR_MAX << STEP_BITS
 
 
 class Member(NamedTuple):
@@ -35,7 +54,8 @@ def objective_weights(
 ) -> tuple[tuple[bytes, float], ...]:
     """(member, weight) in ascending order of ids, the weights adding up to 1.
 
-    `tokens` holds what members trained on in the cut; those it lacks count as average (C_i = 1).
+    `tokens` holds what members trained on in the cut, at the usual steps where those are
+    normalised; members that it lacks count as average (C_i = 1).
     """
     assert members, "a mesh has at least one member"
     ratios = {}
@@ -51,6 +71,30 @@ def objective_weights(
         ratios[entry.member] = max(1, (numerator << RATIO_BITS) // denominator)
     assert len(ratios) == len(members), "every member stands once in the list"
     return _capped(ratios)
+
+
+def step_factor(usual_steps: int, steps: int) -> float:
+    """What a delta of `steps` steps is multiplied with; 1 where `usual_steps` is 0: no such rule.
+
+    One division of integers, which Python rounds correctly.
+    """
+    if usual_steps == 0:
+        return 1.0
+    return min(max(usual_steps / max(1, steps), 1 / STEP_FACTOR_MAX), float(STEP_FACTOR_MAX))
+
+
+def usual_steps(deltas: Iterable[tuple[bytes, int]]) -> int | None:
+    """H, whole, of (member, steps) of a cut's deltas in any order; None for an empty cut."""
+    own: defaultdict[bytes, list[int]] = defaultdict(list)
+    for member, steps in deltas:
+        own[member].append(steps)
+    if not own:
+        return None
+    means = [sum(each) // len(each) for each in own.values()]
+    middle = median_low(means) << STEP_BITS
+    factors = [middle // mean for mean in means]
+    total = sum(min(max(each, FACTOR_LEAST), FACTOR_MOST) for each in factors)
+    return min(max(1, (2 * len(means) * middle + total) // (2 * total)), STEPS_MOST)
 
 
 def _capped(ratios: Mapping[bytes, int]) -> tuple[tuple[bytes, float], ...]:

@@ -369,8 +369,10 @@ def _differences(
         genesis.schema,
         clip_factor=mesh.clip_factor,
         kept_per_chunk=kept_per_chunk(mesh.budget, len(certified.weights)),
+        normalise_steps=mesh.normalise_steps,
+        aligned=mesh.trust,
     )
-    for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens", "trust"):
+    for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens", "trust", "steps"):
         if getattr(recomputed, name) != getattr(certified, name):
             yield Problem("parameters-differ", f"the next {name} does not follow from the cut")
     settled = base.settled.after((each.delta.header.key for each in opened), certified)

@@ -185,7 +185,7 @@ class Checkpointer:
             (member, known.shard_tokens, known.share_permille)
             for member, known in sorted(self._ledger().members.items())
         ]
-        return Coming(members, mesh.clip_factor, mesh.budget)
+        return Coming(members, mesh.clip_factor, mesh.budget, mesh.normalise_steps, mesh.trust)
 
     def submitted(self, operation: bytes) -> None:
         """The search for a cut ended here: a quorum has attested what this node proposed."""

@@ -92,7 +92,8 @@ def _mesh_rows() -> Iterator[tuple[str, ...]]:
     for each in fields(MeshParameters):
         low, high = RANGES[each.name]
         kind = "integer" if isinstance(each.default, int) else "number"
-        span = _kind({"type": kind, "minimum": low, "maximum": high})
+        whole = {"type": kind, "minimum": low, "maximum": high}
+        span = _kind({"type": "boolean"} if isinstance(each.default, bool) else whole)
         yield f"`{each.name}`", span, f"`{toml_value(each.default)}`", texts[each.name]
 
 

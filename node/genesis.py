@@ -39,7 +39,7 @@ TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024
 TOKENIZER_FILES_MAX = 16
 VALIDATORS_MAX = 31
 PARAMETERS_MAX = 500_000_000
-# Of the mesh parameters, both ends included; whole where both ends are.
+# Of the mesh parameters, both ends included; whole where both ends are, a switch where both are.
 RANGES: dict[str, tuple[float, float]] = {
     "local_steps": (1, 100_000),
     "rounds_per_checkpoint": (1, 1024),
@@ -53,7 +53,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "muon_scale": (0.0, 100.0),
     "warmup_tokens": (0, 2**62),
     "schedule_tokens": (1, 2**62),
-    "evict_harmful": (0, 1),
+    "normalise_steps": (False, True),
+    "trust": (False, True),
+    "evict_harmful": (False, True),
 }
 
 
@@ -90,8 +92,12 @@ class MeshParameters:
     """tokens of the whole mesh over which the learning rate rises"""
     schedule_tokens: int = 100_000_000
     """tokens of the whole mesh until which it falls"""
-    evict_harmful: int = 0
-    """1: members check each other on held-out text, and a quorum puts out who harms the model"""
+    normalise_steps: bool = False
+    """a delta counts as if it had the mesh's usual number of steps, whatever its own is"""
+    trust: bool = True
+    """members whose deltas go against the others' count for less, down to a tenth"""
+    evict_harmful: bool = False
+    """members check each other on held-out text, and a quorum puts out who harms the model"""
 
     @property
     def largest_first_value(self) -> float:
@@ -109,7 +115,10 @@ class MeshParameters:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             whole = isinstance(low, int) and isinstance(high, int)
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            if isinstance(low, bool):
+                if not isinstance(value, bool):
+                    found.append(f"{name} must be true or false")
+            elif isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 found.append(f"{name} must be a {'whole ' if whole else ''}number")
             elif not low <= value <= high:  # Not a number is between nothing and nothing.
                 found.append(f"{name} must be from {low} to {high}")
@@ -183,6 +192,7 @@ class Genesis:
             kept_per_chunk=kept_per_chunk(self.parameters.budget, len(self.founders)),
             alpha=self.parameters.alpha,
             largest_value=self.parameters.largest_first_value,
+            steps=self.parameters.local_steps if self.parameters.normalise_steps else 0,
         )
 
     def read_anchor(self, data: bytes) -> Anchor:

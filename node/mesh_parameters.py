@@ -18,7 +18,7 @@ from shoal.consensus.epochs import EpochChain
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.records import parse_operation
 from shoal.node.errors import PeerError
-from shoal.node.genesis import MeshParameters
+from shoal.node.genesis import RANGES, MeshParameters
 
 log = structlog.get_logger()
 
@@ -34,9 +34,12 @@ CHANGEABLE = (
     "learning_rate",
     "warmup_tokens",
     "schedule_tokens",
+    "normalise_steps",
+    "trust",
     "evict_harmful",
 )
-_FORM = Struct(">BIHdddddQQB")
+_FORM = Struct(">BIHdddddQQBBB")
+SWITCHES = tuple(name for name in CHANGEABLE if isinstance(RANGES[name][0], bool))
 # What else a genesis chooses, and why nobody can choose it again.
 FIXED = {
     "alpha": "it is the gain of the first epoch alone, and later ones measure theirs",
@@ -62,7 +65,9 @@ def decode(data: bytes, genesis: MeshParameters) -> MeshParameters:
         raise PeerError("bad-parameters", str(problem)) from None
     if version != VERSION:
         raise PeerError("bad-parameters", f"version {version}, this Shoal reads {VERSION}")
-    mesh = replace(genesis, **dict(zip(CHANGEABLE, values, strict=True)))
+    given = dict(zip(CHANGEABLE, values, strict=True))
+    given |= {name: bool(given[name]) for name in SWITCHES if given[name] in (0, 1)}
+    mesh = replace(genesis, **given)
     if problems := mesh.problems():
         raise PeerError("bad-parameters", "; ".join(problems))
     return mesh

@@ -62,7 +62,7 @@ def changed(mesh: MeshParameters, settings: Mapping[str, str]) -> MeshParameters
     return after
 
 
-def _value(name: str, text: str) -> int | float:
+def _value(name: str, text: str) -> int | float | bool:
     if name in FIXED:
         raise UserError(f"--set {name}: fixed when the mesh was made, since {FIXED[name]}")
     if name not in CHANGEABLE:
@@ -70,11 +70,16 @@ def _value(name: str, text: str) -> int | float:
             f"--set {name}: a mesh has no such parameter that can change; "
             f"did you mean {nearest(name, CHANGEABLE)}?"
         )
-    whole = isinstance(getattr(MeshParameters(), name), int)
+    usual = getattr(MeshParameters(), name)
+    whole = isinstance(usual, int)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = None
+    if isinstance(usual, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"--set {name}={text}: write true or false")
+        return value
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise UserError(f"--set {name}={text}: write a {'whole ' if whole else ''}number")
     with suppress(OverflowError):

@@ -170,7 +170,9 @@ class RoundLoop:
         self.residual.beta = self._mesh().beta
         try:
             frame = await self._model.compute(
-                lambda: self._compress(self._trainer.delta_slot(result.round), parameters, stages)
+                lambda: self._compress(
+                    self._trainer.delta_slot(result.round), result.steps, parameters, stages
+                )
             )
         except NonFiniteError:
             log.error("round.skipped", round=result.round, why="its delta is not finite")
@@ -193,14 +195,14 @@ class RoundLoop:
             )
 
     def _compress(
-        self, delta: torch.Tensor, parameters: EpochParameters, stages: Stages
+        self, delta: torch.Tensor, steps: int, parameters: EpochParameters, stages: Stages
     ) -> bytes | None:
         with stages("residual"):
             self.residual.absorb(delta)
         if self._model.book.pending_of(self._identity.node_id) >= OWN_PENDING_MAX:
             return None
         with stages("compress"):
-            kept, frame = say(self.residual, parameters, self._model.schema)
+            kept, frame = say(self.residual, parameters, self._model.schema, steps)
         self.facts.frame_bytes += len(frame)
         self.facts.values_kept += len(kept.indices)
         self.facts.values_dense += self._model.schema.layout.total

@@ -57,6 +57,8 @@ class Coming(NamedTuple):
     members: Members
     clip_factor: float
     budget: float
+    normalise_steps: bool
+    trust: bool
 
 
 class Before(NamedTuple):
@@ -232,8 +234,9 @@ class SharedModel:
         parameters = (book or self.book).examine(delta.header)
         delta.require_signature(verify)
         sparse = decode(delta.frame, self.schema.layout, kept_per_chunk=parameters.kept_per_chunk)
-        sender = delta.header.sender
-        increments = parameters.increments(sparse, sender=sender, schema=self.schema)
+        increments = parameters.increments(
+            sparse, sender=delta.header.sender, steps=delta.header.steps, schema=self.schema
+        )
         return _Opened(sparse, increments, parameters)
 
     async def load(self, reference: DeltaReference) -> Delta | None:
@@ -312,6 +315,8 @@ class SharedModel:
                 self.schema,
                 clip_factor=basis.clip_factor,
                 kept_per_chunk=kept_per_chunk(basis.budget, len(basis.members)),
+                normalise_steps=basis.normalise_steps,
+                aligned=basis.trust,
             )
         )
         return Outcome(
@@ -357,7 +362,7 @@ class SharedModel:
                 sparse = await self.compute(
                     lambda frame=delta.frame: decode(frame, self.schema.layout)  # type: ignore[misc]
                 )
-                scales = clip_scales(before[header.height], sparse)
+                scales = clip_scales(before[header.height], sparse, header.steps)
                 unsaid.append(Unsaid(header, sparse, scales))
         done = [header.id for header in (*settled.included, *settled.expired)]
         await self._database.settle_deltas(done, self.height, self.height - RETAINED_HEIGHTS)

@@ -6,9 +6,9 @@ network is made up (simulate_delivery.py). A round lasts as long as a peer of or
 for its local steps. Where nobody waits for anybody, a straggler speaks every few rounds; elsewhere
 everybody waits for it.
 
-In delta-log all peers that hold the same deltas share one anchor. That this is no assumption is
-checked at every cut: the anchors of all peers, and those of replicas that heard the same deltas in
-orders of their own, must have one root.
+In delta-log all peers that hold the same deltas share one anchor, and those that only listen to
+neighbours go on from one agreed model after each epoch. That this is no assumption is checked at
+every cut: all roots must be one (simulate_cuts.py).
 """
 
 import hashlib
@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from shoal.gossip.anchor import Anchor
 from shoal.gossip.attacks import ATTACKS, Sight, dissensus
 from shoal.gossip.mixing import Row, mixing_rows, pair_row
 from shoal.gossip.schema import ModelSchema, TensorSchema, choose_fraction_bits
-from shoal.gossip.strategies.delta_log import DeltaLog, LogDelta, LogState
+from shoal.gossip.strategies.delta_log import DeltaLog
 from shoal.gossip.strategies.strategy import AnyStrategy, Reach, Work
 from shoal.gossip.topology import graph, matching
 from shoal.gossip.weights import Member, objective_weights
+from shoal.node.simulate_cuts import Cuts, LogCuts, Neighbourly, SnapshotCuts
 from shoal.node.simulate_delivery import Post
-from shoal.node.simulate_plan import ABSENT, Members, Plan, make_strategy
+from shoal.node.simulate_plan import ABSENT, FAST_TIMES, Members, Plan, make_strategy
 from shoal.training.builtin_text import SHARDS_MAX
 from shoal.training.data import load
 from shoal.training.local_steps import Schedule
@@ -47,7 +49,6 @@ from shoal.training.tokenizer import ByteTokenizer
 EVALUATED_WINDOWS = 256
 # Peers whose own models are measured; the mean of all is measured besides.
 EVALUATED_PEERS = 16
-REPLICAS = 3
 WARMUP_SHARE = 0.05
 
 
@@ -55,7 +56,8 @@ WARMUP_SHARE = 0.05
 class Measured:
     """One round. time: in rounds of an ordinary peer; losses in nats per character, of the mean
     of the honest peers' models, of their own models, and while training; consensus: root mean
-    square distance of models to their mean; bytes_per_peer: sent since the start, mean."""
+    square distance of models to their mean; bytes_per_peer: sent since the start, mean;
+    loss_committed: of the newest model that all agreed on, None before there is one."""
 
     round: int
     time: float
@@ -66,10 +68,7 @@ class Measured:
     consensus_relative: float
     bytes_per_peer: float
     peers: int
-
-
-class AnchorsDiffer(AssertionError):
-    """Equal sets of deltas gave different anchors: our fault, whatever the cause."""
+    loss_committed: float | None
 
 
 def peer_id(index: int) -> bytes:
@@ -132,21 +131,22 @@ class World:
         self._post = Post(self.strategy, plan.drop, np.random.default_rng((plan.seed, 2)))
         slow = round(plan.stragglers * plan.peers)
         self._slow = frozenset(self._rng.choice(plan.peers, slow, replace=False).tolist())
+        self._fast = frozenset(range(round(plan.fast * plan.peers)))
         self._away: dict[bytes, int] = {}
         self._began: dict[bytes, torch.Tensor] = {}
-        self._cut: list[LogDelta] = []
-        self._replicas = self._make_replicas()
+        self._mixing: dict[bytes, Row] = {}
+        self.cuts = self._make_cuts()
+        self.loss_committed: float | None = None
         self.time = 0.0
-        self.epochs_checked = 0
 
     def run(self) -> Iterator[Measured]:
         """Play all rounds; yields one record a round."""
         for number in range(1, self.plan.rounds + 1):
-            if (number - 1) % self.plan.epoch_rounds == 0:
+            if (number - 1) % self.plan.rounds_per_epoch == 0:
                 self._turn(number)
             loss = self._round(number)
             yield self._measure(number, loss)
-        self._check()
+        self._close()
 
     # --- one round ----------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class World:
             if message is not None:
                 spoken[me] = message
         self._post.deliver(self.states, spoken, rows)
-        self._cut.extend(m for m in spoken.values() if isinstance(m, LogDelta))
+        self.cuts.hear(spoken.values())
         waits = self.strategy.reach is not Reach.EVERYBODY and any(i in self._slow for i in ready)
         self.time += self.plan.slowdown if waits else 1
         return loss
@@ -178,18 +178,23 @@ class World:
 
     def _train(self, ready: list[int], number: int) -> tuple[dict[bytes, Work], float | None]:
         plan = self.plan
-        if not ready:
-            return {}, None
-        rows = torch.stack([self._began[self.ids[index]] for index in ready])
+        works: dict[bytes, Work] = {}
+        losses = []
         first = (number - 1) * plan.local_steps
-        steps = Steps(self._rates(first), first, plan.batch, plan.predicted)
-        ends, losses = train(self._model, self._optimizer, self._text, ready, rows, steps)
-        tokens = plan.local_steps * plan.batch * plan.predicted
-        works = {
-            self.ids[index]: Work(self._began[self.ids[index]], end, plan.local_steps, tokens)
-            for index, end in zip(ready, ends.unbind(), strict=True)
-        }
-        return works, float(losses.mean())
+        for times in (1, FAST_TIMES):
+            some = [index for index in ready if (index in self._fast) == (times > 1)]
+            if not some:
+                continue
+            rows = torch.stack([self._began[self.ids[index]] for index in some])
+            rates = [rate for rate in self._rates(first) for _ in range(times)]
+            steps = Steps(rates, times * first, plan.batch, plan.predicted)
+            ends, lost = train(self._model, self._optimizer, self._text, some, rows, steps)
+            losses.append(lost)
+            tokens = len(rates) * plan.batch * plan.predicted
+            for index, end in zip(some, ends.unbind(), strict=True):
+                me = self.ids[index]
+                works[me] = Work(self._began[me], end, len(rates), tokens)
+        return works, float(torch.cat(losses).mean()) if losses else None
 
     def _rates(self, first: int) -> list[float]:
         total = self.plan.rounds * self.plan.local_steps
@@ -247,15 +252,26 @@ class World:
 
     def _turn(self, number: int) -> None:
         if number > 1:
-            self._check()
+            self._close()
             self._leave_and_come_back()
-            self._commit()
+            self.cuts.open(self.states, self._members(list(self.states)))
         present = list(self.states)
         if self.strategy.reach is Reach.NEIGHBOURS:
             seed = self.plan.seed.to_bytes(8, "big")
             # Drawn anew only when somebody left: momentum is worth more than another graph.
             links = graph(self.plan.topology, present, seed, self.plan.degree)
             self._mixing = mixing_rows(links, self._shares)
+
+    @property
+    def bytes_per_peer(self) -> float:
+        """Sent since the start, mean."""
+        return self._post.bytes_sent / self.plan.peers
+
+    def _close(self) -> None:
+        self.cuts.close(self.states)
+        if self.cuts.committed is not None:
+            row = self.cuts.committed.to_weights()[None]
+            self.loss_committed = float(evaluate(self._model, row, self._windows)[0])
 
     def _leave_and_come_back(self) -> None:
         back, self._away = self._away, {}
@@ -272,54 +288,23 @@ class World:
             self._optimizer.reset(self.ids.index(me))
         self.states = {me: self.states[me] for me in self.ids if me in self.states}
 
-    def _check(self) -> None:
-        """A cut: everybody pulls what it lacks, and all roots are compared."""
-        if not isinstance(self.strategy, DeltaLog):
-            return
-        if self.strategy.reach is Reach.EVERYBODY:
-            self._post.catch_up(self.states)
-        heard = self._replay()
-        lives = {id(state.live): state.live for state in self.states.values()}
-        roots = {live.anchor.root() for live in (*lives.values(), *heard)}
-        if len(roots) != 1:
-            raise AnchorsDiffer(f"{len(roots)} roots of one set of deltas, seed {self.plan.seed}")
-        self.epochs_checked += 1
-
-    def _commit(self) -> None:
-        """The next epoch, whose members are those who are there now; one anchor for all."""
-        if not isinstance(self.strategy, DeltaLog):
-            return
-        first: LogState = next(iter(self.states.values()))
-        epoch = self.strategy.next_epoch(first, self._cut, self._members(list(self.states)))
-        for me, state in self.states.items():
-            self.states[me] = self.strategy.turn(replace(state, live=first.live), epoch)
-        self._replicas = [
-            (strategy, strategy.turn(state, epoch)) for strategy, state in self._replicas
-        ]
-        self._cut = []
-
-    def _replay(self) -> list[Any]:
-        """The cut once more, at each replica in an order and in portions of its own."""
-        if self.strategy.reach is not Reach.EVERYBODY:
-            return []
-        for place, (strategy, state) in enumerate(self._replicas):
-            order = self._rng.permutation(len(self._cut))
-            for portion in np.array_split(order, place + 2):
-                state = strategy.listen(state, [self._cut[index] for index in portion])
-            self._replicas[place] = (strategy, state)
-        return [state.live for _, state in self._replicas]
-
     # --- making and measuring -----------------------------------------------------------------
 
     def _make_strategy(self) -> AnyStrategy:
         return make_strategy(self.plan, self.schema, self._members(self._founders), self._shares)
 
-    def _make_replicas(self) -> list[tuple[DeltaLog, LogState]]:
-        """Members that do nothing but listen, and share no work with anybody."""
-        if not isinstance(self.strategy, DeltaLog):
-            return []
-        strategies = [replace(self.strategy) for _ in range(REPLICAS)]
-        return [(s, s.begin(self.ids[0], self.genesis)) for s in strategies]
+    def _make_cuts(self) -> Cuts:
+        if isinstance(self.strategy, DeltaLog):
+            return LogCuts(self.strategy, self.genesis, self._post, self._rng)
+        if self.plan.strategy == "isolated" or not isinstance(self.strategy, Neighbourly):
+            return Cuts()
+        genesis = Anchor.from_weights(self.schema, self.genesis)
+        return SnapshotCuts(self.strategy, genesis, self._post, self._rng, self._false_models)
+
+    def _false_models(self, models: dict[bytes, torch.Tensor]) -> dict[bytes, torch.Tensor]:
+        """What attackers say that they have become: all since the genesis is one delta to them."""
+        works = {me: Work(self.genesis, model, 1, 1) for me, model in models.items()}
+        return {me: work.trained for me, work in self._lies(works, self._mixing).items()}
 
     def _members(self, ids: list[bytes]) -> Members:
         lengths = dict(zip(self.ids, self._text.lengths, strict=True))
@@ -352,8 +337,9 @@ class World:
             loss_train=loss_train,
             consensus=consensus,
             consensus_relative=consensus / max(float(mean.norm()), 1e-30),
-            bytes_per_peer=self._post.bytes_sent / self.plan.peers,
+            bytes_per_peer=self.bytes_per_peer,
             peers=len(self.states),
+            loss_committed=self.loss_committed,
         )
 
 
@@ -364,5 +350,8 @@ def summary_of(plan: Plan, last: Measured, world: World) -> dict[str, Any]:
         **asdict(last),
         "kept_per_chunk": plan.kept_per_chunk,
         "parameters": len(world.genesis),
-        "cuts_with_equal_anchors": world.epochs_checked,
+        "cuts_with_equal_anchors": world.cuts.checked,
+        # The last cut comes after the last round.
+        "bytes_per_peer": world.bytes_per_peer,
+        "loss_committed": world.loss_committed,
     }

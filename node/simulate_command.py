@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from shoal.node.simulate_plan import Plan
 
 
+Stragglers = Annotated[float, typer.Option(min=0.0, max=1.0, help="share of peers 5 times slower")]
+Fast = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="share of peers that make 4 times the steps")
+]
+EpochRounds = Annotated[
+    int | None,
+    typer.Option(min=1, help="rounds between two agreed models; 5, or 20 for neighbours"),
+]
+NormaliseSteps = Annotated[
+    bool, typer.Option("--normalise-steps", help="a delta counts as if it had the usual steps")
+]
+
+
 def simulate(
     strategy: Annotated[
         str, typer.Option(help="delta-log, choco, gasloc, noloco, diloco, dpsgd or isolated")
@@ -33,15 +46,17 @@ def simulate(
     churn: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="share of peers that leave each epoch")
     ] = 0.0,
-    stragglers: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="share of peers 5 times slower")
-    ] = 0.0,
+    stragglers: Stragglers = 0.0,
+    epoch_rounds: EpochRounds = None,
+    fast: Fast = 0.0,
+    normalise_steps: NormaliseSteps = False,
     attack: Annotated[
         str, typer.Option(help="none, sign-flip, noise, ipm, alie, dissensus or absent")
     ] = "none",
     attackers: Annotated[int, typer.Option(min=0, help="how many of the peers lie")] = 0,
     robust: Annotated[
-        str, typer.Option(help="auto, none, clip, aligned, trust, cs+ or clipped-gossip")
+        str,
+        typer.Option(help="auto, none, clip (trust = false), aligned, trust, cs+, clipped-gossip"),
     ] = "auto",
     hidden: Annotated[int, typer.Option(min=4, max=4096, help="units of the model")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -102,10 +117,12 @@ def _worth_a_line(number: int, rounds: int) -> bool:
 
 
 def _line(row: dict[str, Any]) -> str:
+    committed = row["loss_committed"]
+    agreed = "" if committed is None else f"   of the agreed one {committed:.4f}"
     return (
         f"round {row['round']:5d}   time {row['time']:6.0f}   loss {row['loss_individual']:.4f}   "
-        f"of the mean model {row['loss_mean']:.4f}   apart {row['consensus_relative']:.4f}   "
-        f"sent {row['bytes_per_peer'] / 1e6:9.3f} MB a peer"
+        f"of the mean model {row['loss_mean']:.4f}{agreed}   "
+        f"apart {row['consensus_relative']:.4f}   sent {row['bytes_per_peer'] / 1e6:9.3f} MB a peer"
     )
 
 

@@ -52,6 +52,14 @@ class Post:
                 states[me] = self._strategy.listen(states[me], late, {})
         self._late.clear()
 
+    def bring(self, messages: Sequence[Any], receivers: int) -> None:
+        """Count each message at so many receivers, sent again until it is there, as for a cut."""
+        for message in messages:
+            tries = (
+                self._rng.geometric(1 - self._drop, receivers).sum() if self._drop else receivers
+            )
+            self._count([message], times=int(tries))
+
     def _to_everybody(self, states: States, spoken: Spoken) -> None:
         fresh = list(spoken.values())
         for me in states:

@@ -29,6 +29,9 @@ PEERS_MAX = 1024
 AGGREGATE_DENSITY = 0.5
 DENSITY_TIMES_ROUNDS = 8
 CHOCO_DENSITY = 1 / 8
+FAST_TIMES = 4
+# A cut of a log costs nothing; a model that neighbours agree on costs snapshots of whole models.
+CUT_ROUNDS, SNAPSHOT_ROUNDS = 5, 20
 # No clip at all, for comparison: above any norm that int32 increments allow.
 UNLIMITED = 1e12
 
@@ -39,8 +42,9 @@ Members = list[tuple[bytes, int, int]]
 class Plan:
     """All that a simulated run depends on. density: of 1, None for the strategy's own rule;
     drop: share of transmissions lost; churn: of peers that leave each epoch, while those of the
-    last one come back; stragglers: share of peers that are `slowdown` times slower; attackers:
-    how many of the peers lie; epoch_rounds: rounds between two cuts, and two graphs."""
+    last one come back; stragglers: share of peers that are `slowdown` times slower; fast: of those
+    that make FAST_TIMES as many steps in a round; attackers: how many of the peers lie;
+    epoch_rounds: rounds between two cuts, and two graphs, None for the strategy's own."""
 
     strategy: str = "delta-log"
     peers: int = 16
@@ -53,11 +57,13 @@ class Plan:
     churn: float = 0.0
     stragglers: float = 0.0
     slowdown: int = 5
+    fast: float = 0.0
+    normalise_steps: bool = False
     attack: str = "none"
     attackers: int = 0
     robust: str = "auto"
     seed: int = 0
-    epoch_rounds: int = 5
+    epoch_rounds: int | None = None
     hidden: int = 64
     batch: int = 4
     predicted: int = 32
@@ -80,6 +86,8 @@ class Plan:
             raise UserError(f"--degree {self.degree}: the graph is made of cycles, so give it even")
         if self.attack == "dissensus" and self.strategy not in MIXING:
             raise UserError(f"dissensus attacks neighbours, which {self.strategy} does not have")
+        if self.normalise_steps and self.strategy != "delta-log":
+            raise UserError(f"--normalise-steps: {self.strategy} counts no steps")
         fitting = self._robust_rules()
         if self.robust not in ("auto", "none", *fitting):
             known = ", ".join(fitting) or "no robust rule"
@@ -93,6 +101,12 @@ class Plan:
         if self.strategy == "delta-log":
             return ("clip", "aligned", "trust")
         return PULLS[1:] if self.strategy in MIXING else ()
+
+    @property
+    def rounds_per_epoch(self) -> int:
+        """E."""
+        usual = SNAPSHOT_ROUNDS if self.strategy in (*MIXING, "noloco") else CUT_ROUNDS
+        return self.epoch_rounds or usual
 
     @property
     def kept_per_chunk(self) -> int:
@@ -124,13 +138,16 @@ def make_strategy(
             kept_per_chunk=plan.kept_per_chunk,
             alpha=1.0,
             largest_value=clip_factor * plan.local_steps * plan.learning_rate,
+            steps=plan.local_steps if plan.normalise_steps else 0,
         )
         return DeltaLog(
             schema,
             first,
             clip_factor=clip_factor,
+            # What `trust = false` does to a mesh is "clip".
             aligned=plan.robust in ("auto", "aligned"),
             closed=plan.robust == "trust",
+            normalise_steps=plan.normalise_steps,
         )
     if plan.strategy == "choco":
         return Choco(schema, plan.kept_per_chunk, gamma=plan.gamma, pull=plan.pull)

@@ -67,10 +67,11 @@ class Said(NamedTuple):
 
 def read(delta: Delta, schema: ModelSchema, settled: SettledState) -> Said:
     """settled: what the cut was judged by."""
-    sender, epoch = delta.header.sender, settled.parameters(delta.header.height)
+    header = delta.header
+    epoch = settled.parameters(header.height)
     sparse = decode(delta.frame, schema.layout)
-    added = epoch.increments(sparse, sender=sender, schema=schema)
-    return Said(sparse, added, louder(added, epoch.trusted[sender]))
+    added = epoch.increments(sparse, sender=header.sender, steps=header.steps, schema=schema)
+    return Said(sparse, added, louder(added, epoch.trusted[header.sender]))
 
 
 def without(anchor: Anchor, said: Sequence[Said]) -> Anchor:

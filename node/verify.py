@@ -14,12 +14,14 @@ reason word of its own; docs/verify.md lists them.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from struct import Struct
 from typing import Any
 
 from shoal.node.errors import UserError
 from shoal.node.verify_adapters import Adapters
 from shoal.node.verify_content import (
+    Steps,
     Tell,
     check_deltas,
     check_manifest,
@@ -199,13 +201,16 @@ def verify_checkpoint(
             f"its deltas keep {record[0].kept_per_chunk} values, "
             f"the budget of {in_force['budget']} with {record[0].members} members pays for {kept}",
         )
+    if not in_force["trust"] and record[0].trust != {1000}:
+        raise Refused("record-trust", "it trusts members unequally, and the mesh decided not to")
     attestation = record[1]
     addresses = check_manifest(directory, genesis, record[0])
     check_settled(directory, record[0])
     check_model_files(directory, genesis)
     check_nothing_else(directory, genesis)
     tell("checking deltas", 0, 0)
-    deltas_here = deltas and check_deltas(directory, genesis, record[0])
+    told = check_deltas(directory, genesis, record[0]) if deltas else None
+    _check_steps(record[0], in_force, told)
     check_weights(directory, genesis, record[0], addresses, tell)
     return Proof(
         directory=directory,
@@ -219,7 +224,7 @@ def verify_checkpoint(
         attested_by=tuple(epoch.validators[signer] for signer in attestation.signers),
         parameters=genesis.total,
         chunks=len(addresses),
-        deltas_here=deltas_here,
+        deltas_here=told is not None,
         weights_name=genesis.weights_name,
         adapters=genesis.adapters,
     )
@@ -326,6 +331,25 @@ def _check_record(directory: Path, genesis: Genesis, epoch: Epoch, record: Recor
     turn = (record.height + record.attempt) % len(epoch.validators)
     if record.proposer != epoch.validators[turn]:
         raise Refused("record-proposer", "it was not that validator's turn to propose")
+
+
+def _check_steps(record: Record, in_force: Parameters, told: Steps | None) -> None:
+    """Whether the usual steps follow from the cut, of whose deltas `told` says the steps."""
+    if not in_force["normalise_steps"] or not record.cut:
+        wrong = record.steps != 0 and not in_force["normalise_steps"]
+    elif told is None:
+        wrong = record.steps == 0
+    else:
+        own: dict[bytes, list[int]] = {}
+        for member, steps in told:
+            own.setdefault(member, []).append(steps)
+        means = [max(1, sum(each) // len(each)) for each in own.values()]
+        middle = median_low(means) << 32
+        total = sum(min(max(middle // mean, 1 << 30), 4 << 32) for mean in means)
+        due = (2 * len(means) * middle + total) // (2 * total)
+        wrong = record.steps != min(max(1, due), 2**32 - 1)
+    if wrong:
+        raise Refused("record-steps", f"{record.steps} steps of a delta do not follow from its cut")
 
 
 def _require_certificate(

@@ -8,7 +8,7 @@ directory, as verify_formats.py says; the anchor is streamed, one chunk in memor
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
 from typing import BinaryIO
@@ -32,6 +32,8 @@ from shoal.node.verify_formats import (
 
 # Hears what is being checked, how much of it is done, and of how much (0: not known).
 Tell = Callable[[str, int, int], None]
+# (member, steps) of each delta of a cut.
+Steps = Sequence[tuple[bytes, int]]
 
 _LEAF_BYTES = 64 * 1024
 _MANIFEST = Struct(">14sB32sQ32sI")
@@ -230,23 +232,27 @@ def _compare(
         raise Refused("weights", f"{tensor.name} in the weights is not the certified anchor")
 
 
-def check_deltas(directory: Path, genesis: Genesis, record: Record) -> bool:
-    """Whether the signed deltas of the cut are here; raises Refused where they are others."""
+def check_deltas(directory: Path, genesis: Genesis, record: Record) -> Steps | None:
+    """Whether the signed deltas of the cut are here: whose each is and the steps it holds, or None.
+
+    Raises Refused where they are others.
+    """
     if not (directory / "deltas.bin").exists():
-        return False
+        return None
+    steps = []
     with opened(directory, "deltas.bin", 1 << 50) as (file, size):
         if int.from_bytes(file.read(4), "big") != len(record.cut):
             raise Refused("deltas-count", f"deltas.bin does not hold {len(record.cut)} deltas")
         for member, sequence, delta_id in record.cut:
-            _check_delta(file, size, genesis.mesh_id, (member, sequence, delta_id))
+            named = (member, sequence, delta_id)
+            steps.append((member, _check_delta(file, size, genesis.mesh_id, named)))
         if file.tell() != size:
             raise Refused("deltas-size", f"deltas.bin has {size - file.tell()} bytes too many")
-    return True
+    return steps
 
 
-def _check_delta(
-    file: BinaryIO, size: int, mesh_id: bytes, named: tuple[bytes, int, bytes]
-) -> None:
+def _check_delta(file: BinaryIO, size: int, mesh_id: bytes, named: tuple[bytes, int, bytes]) -> int:
+    """The steps that it holds."""
     member, sequence, delta_id = named
     what = f"delta {sequence} of {member.hex()[:8]}"
     length = int.from_bytes(file.read(4), "big")
@@ -255,7 +261,7 @@ def _check_delta(
         raise Refused("deltas-size", f"deltas.bin: {what} is not all there")
     if hashlib.sha256(header).digest() != delta_id:
         raise Refused("delta-id", f"deltas.bin: {what} is another one than the cut names")
-    mesh, sender, number, _, _, _, frame_bytes, frame_hash = _DELTA.unpack(header)
+    mesh, sender, number, _, steps, _, frame_bytes, frame_hash = _DELTA.unpack(header)
     if (mesh, sender, number) != (mesh_id, member, sequence):
         raise Refused("delta-header", f"deltas.bin: {what} says that it is another one")
     if not signed(member, b"SHOAL-DELTA\x01" + header, signature):
@@ -267,6 +273,7 @@ def _check_delta(
         digest.update(piece)
     if digest.digest() != frame_hash:
         raise Refused("delta-frame", f"deltas.bin: the frame of {what} is not the signed one")
+    return int(steps)
 
 
 def _stream(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -246,6 +246,17 @@ class Record:
         """Whose deltas count under this height."""
         return int.from_bytes(self.parameters[26:28], "big")
 
+    @property
+    def steps(self) -> int:
+        """The usual steps of a delta made under this height; 0 where they do not matter."""
+        return int.from_bytes(self.parameters[30:34], "big")
+
+    @property
+    def trust(self) -> frozenset[int]:
+        """What members are believed under this height, in permille."""
+        ends = (34 + 42 * place for place in range(1, self.members + 1))
+        return frozenset(int.from_bytes(self.parameters[end - 2 : end], "big") for end in ends)
+
 
 def parse_operation(data: bytes) -> tuple[Record, Certificate]:
     """A checkpoint operation: its record and the attestation of it; raises Refused."""

@@ -19,9 +19,12 @@ _FIELDS: tuple[tuple[str, float, float, float], ...] = (
     ("learning_rate", 1e-3, 1e-9, 10.0),
     ("warmup_tokens", 100_000, 0, 2**62),
     ("schedule_tokens", 100_000_000, 1, 2**62),
-    ("evict_harmful", 0, 0, 1),
+    ("normalise_steps", False, False, True),
+    ("trust", True, False, True),
+    ("evict_harmful", False, False, True),
 )
-_FORM = Struct(">BIHdddddQQB")
+_SWITCHES = ("normalise_steps", "trust", "evict_harmful")
+_FORM = Struct(">BIHdddddQQBBB")
 _VERSION = 3
 # Values kept of each 4096, and the bytes per parameter that a delta of so many takes.
 _LEVELS = (
@@ -58,8 +61,9 @@ def first_parameters(content: Mapping[str, Any]) -> Parameters:
     for name, usual, least, most in _FIELDS:
         value = content.get(name, usual)
         whole = isinstance(usual, int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise ValueError(f"{name} is not a number as it must be")
+        switch = isinstance(value, bool)
+        if switch != (name in _SWITCHES) or not isinstance(value, int if whole else (int, float)):
+            raise ValueError(f"{name} is not of its kind")
         if not least <= value <= most:
             raise ValueError(f"{name} is out of range")
         found[name] = value
@@ -77,7 +81,10 @@ def parameters_after(before: Parameters, record: bytes, genesis: Parameters) -> 
         # Not a number is between nothing and nothing.
         if not least <= value <= most:
             return before
-    return {name: value for value, (name, *_) in zip(values, _FIELDS, strict=True)}
+    return {
+        name: bool(value) if name in _SWITCHES else value
+        for value, (name, *_) in zip(values, _FIELDS, strict=True)
+    }
 
 
 def density(in_force: Parameters, members: int) -> int:

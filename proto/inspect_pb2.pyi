@@ -247,6 +247,8 @@ class MeshParameters(_message.Message):
     SCHEDULE_TOKENS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     MUON_SCALE_FIELD_NUMBER: _builtins.int
+    NORMALISE_STEPS_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     EVICT_HARMFUL_FIELD_NUMBER: _builtins.int
     local_steps: _builtins.int
     rounds_per_checkpoint: _builtins.int
@@ -262,8 +264,10 @@ class MeshParameters(_message.Message):
     budget: _builtins.float
     """bytes per parameter that a member sends a round"""
     muon_scale: _builtins.float
-    evict_harmful: _builtins.int
-    """1: members check each other on held-out text"""
+    normalise_steps: _builtins.bool
+    trust: _builtins.bool
+    evict_harmful: _builtins.bool
+    """members check each other on held-out text"""
     def __init__(
         self,
         *,
@@ -279,11 +283,13 @@ class MeshParameters(_message.Message):
         schedule_tokens: _builtins.int = ...,
         budget: _builtins.float = ...,
         muon_scale: _builtins.float = ...,
-        evict_harmful: _builtins.int = ...,
+        normalise_steps: _builtins.bool = ...,
+        trust: _builtins.bool = ...,
+        evict_harmful: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "beta", b"beta", "budget", b"budget", "clip_factor", b"clip_factor", "evict_harmful", b"evict_harmful", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "muon_scale", b"muon_scale", "rounds_per_checkpoint", b"rounds_per_checkpoint", "schedule_tokens", b"schedule_tokens", "staleness", b"staleness", "start_share", b"start_share", "warmup_tokens", b"warmup_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "beta", b"beta", "budget", b"budget", "clip_factor", b"clip_factor", "evict_harmful", b"evict_harmful", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "muon_scale", b"muon_scale", "normalise_steps", b"normalise_steps", "rounds_per_checkpoint", b"rounds_per_checkpoint", "schedule_tokens", b"schedule_tokens", "staleness", b"staleness", "start_share", b"start_share", "trust", b"trust", "warmup_tokens", b"warmup_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -129,6 +129,12 @@ class Choco:
             me, donor.genesis, donor.a, donor.a, rest, public, {}, {}, number=number + 1
         )
 
+    def adopt(self, state: ChocoState, weights: torch.Tensor) -> ChocoState:
+        """All go on from agreed weights, float32 [P]: they are everybody's public copy, nothing is
+        unsaid or missing, and messages are counted anew. Momentum begins anew too: to keep it was
+        measured to be worse (docs/adr/0026)."""
+        return self.begin(state.me, weights)
+
     def start(self, state: ChocoState) -> torch.Tensor:
         """a."""
         return state.a

@@ -45,14 +45,14 @@ EPOCHS_KEPT = 4
 
 
 def say(
-    residual: Residual, parameters: EpochParameters, schema: ModelSchema
+    residual: Residual, parameters: EpochParameters, schema: ModelSchema, steps: int
 ) -> tuple[SparseDelta, bytes]:
     """The largest of what is unsaid, taken out of the residual as receivers decode it; its frame.
 
-    Raises NonFiniteError, with the residual as it was.
+    steps: of the round. Raises NonFiniteError, with the residual as it was.
     """
     kept = select(residual.error, schema.layout, parameters.kept_per_chunk)
-    residual.subtract(kept, clip_scales(parameters, kept))
+    residual.subtract(kept, clip_scales(parameters, kept, steps))
     return kept, encode(kept)
 
 
@@ -99,7 +99,7 @@ class LogState:
 @dataclass(frozen=True)
 class DeltaLog:
     """genesis: the first epoch's parameters; beta, start_share, clip_factor: as in the mesh's;
-    aligned: as in next_parameters."""
+    aligned, normalise_steps: as in next_parameters."""
 
     schema: ModelSchema
     genesis: EpochParameters
@@ -108,6 +108,7 @@ class DeltaLog:
     start_share: float = 0.3
     clip_factor: float = 2.0
     aligned: bool = True
+    normalise_steps: bool = False
     closed: bool = False
     _shared: Shared[Live] = field(default_factory=Shared, init=False, repr=False)
     _tables: "WeakKeyDictionary[LogDelta, NDArray[np.int32]]" = field(
@@ -141,7 +142,7 @@ class DeltaLog:
         residual = Residual(state.residual.clone(), self.beta)
         residual.absorb(work.delta)
         try:
-            kept, frame = say(residual, state.epoch, self.schema)
+            kept, frame = say(residual, state.epoch, self.schema, work.steps)
             header = DeltaHeader(
                 mesh_id=self.mesh_id,
                 sender=state.me,
@@ -200,6 +201,7 @@ class DeltaLog:
             clip_factor=self.clip_factor,
             kept_per_chunk=kept_per_chunk,
             aligned=self.aligned,
+            normalise_steps=self.normalise_steps,
         )
 
     def _first(self, weights: torch.Tensor) -> Live:
@@ -210,7 +212,12 @@ class DeltaLog:
         table = self._tables.get(message)
         if table is None:
             epoch = state.epoch_of(message)
-            table = epoch.increments(message.delta, sender=message.sender, schema=self.schema)
+            table = epoch.increments(
+                message.delta,
+                sender=message.sender,
+                steps=message.header.steps,
+                schema=self.schema,
+            )
             self._tables[message] = table
         return table
 
@@ -224,7 +231,7 @@ class DeltaLog:
         heading = state.live.heading
         assert heading is not None, "closed rounds have a heading from the start"
         ordered = sorted(messages, key=lambda message: message.header.key)
-        voices = [Voice(m.sender, m.delta, state.epoch_of(m)) for m in ordered]
+        voices = [Voice(m.sender, m.delta, state.epoch_of(m), m.header.steps) for m in ordered]
         worths, heading = close_round(voices, heading)
         anchor = state.live.anchor.copy()
         for voice, worth in zip(voices, worths, strict=True):
@@ -242,6 +249,7 @@ class DeltaLog:
             return state
         said, scales = state.live.closed[state.me]
         residual = Residual(state.residual.clone(), self.beta)
-        residual.restore(said.delta, clip_scales(state.epoch_of(said), said.delta))
+        before = clip_scales(state.epoch_of(said), said.delta, said.header.steps)
+        residual.restore(said.delta, before)
         residual.subtract(said.delta, scales)
         return replace(state, residual=residual.error)

@@ -58,6 +58,10 @@ class Dpsgd:
         """A newcomer starts from the donor's model."""
         return MixingState(me, donor.model, number=number)
 
+    def adopt(self, state: MixingState, weights: torch.Tensor) -> MixingState:
+        """All go on from agreed weights, float32 [P]."""
+        return replace(state, model=weights)
+
     def start(self, state: MixingState) -> torch.Tensor:
         """The node's own model."""
         return state.model

@@ -5,8 +5,8 @@
 
 The momentum carries what the neighbourhood learned in earlier rounds along, and turns the spectral
 gap into its square root. mu = .8 needs a static, well connected graph: at most .5 for random
-pairs, and one-peer directed graphs diverge with .7. The step after a change of graph, or of the
-model from outside, has no momentum.
+pairs, and one-peer directed graphs diverge with .7. The step after a change of
+graph has no momentum.
 
 Source: GASLoC (arXiv 2606.11081); reference/algorithms.md 1.7.
 """
@@ -51,6 +51,12 @@ class Gasloc:
     def join(self, me: bytes, donor: GaslocState, number: int) -> GaslocState:
         """A newcomer starts from the donor's theta, at rest."""
         return GaslocState(me, donor.theta, number=number)
+
+    def adopt(self, state: GaslocState, weights: torch.Tensor) -> GaslocState:
+        """All go on from agreed weights, float32 [P]. What the last step started from moves along,
+        so the momentum stays: beginning at rest was measured to be worse (docs/adr/0026)."""
+        y = None if state.y is None else state.y + (weights - state.theta)
+        return replace(state, theta=weights, y=y)
 
     def start(self, state: GaslocState) -> torch.Tensor:
         """theta."""

@@ -49,6 +49,10 @@ class Noloco:
         """A newcomer has the donor's slow model and momentum."""
         return NolocoState(me, donor.phi, donor.momentum, number=number)
 
+    def adopt(self, state: NolocoState, weights: torch.Tensor) -> NolocoState:
+        """All go on from agreed weights, float32 [P], each with its own momentum."""
+        return replace(state, phi=weights)
+
     def start(self, state: NolocoState) -> torch.Tensor:
         """phi."""
         return state.phi

@@ -104,7 +104,7 @@ class Node:
         """Add a delta to the live anchor or take it out; twice the same would be a bug."""
         parameters = self.world.epochs[head.height]
         delta = delta_of(head)
-        table = parameters.increments(delta, sender=head.sender, schema=SCHEMA)
+        table = parameters.increments(delta, sender=head.sender, steps=head.steps, schema=SCHEMA)
         if sign > 0:
             assert head.id not in self.applied
             self.applied.add(head.id)

@@ -31,7 +31,7 @@ def expected_root(world: World) -> bytes:
     some_node = next(iter(world.nodes.values()))
     for head in [*inside, *some_node.book.pending()]:
         table = world.epochs[head.height].increments(
-            delta_of(head), sender=head.sender, schema=SCHEMA
+            delta_of(head), sender=head.sender, steps=head.steps, schema=SCHEMA
         )
         anchor.apply(delta_of(head), table)
     return anchor.root()

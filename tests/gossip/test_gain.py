@@ -46,7 +46,7 @@ def test_deltas_that_do_not_overlap_need_the_root_of_their_number() -> None:
     table = np.full((len(SCHEMA.tensors), 4), 1000, dtype=np.int32)
     table[1] = 0
     parts = [
-        Contribution(member(who), 1, 1, message_norms(d), table, lambda d=d: d)  # type: ignore[misc]
+        Contribution(member(who), 1, 8, 1, 1, message_norms(d), table, lambda d=d: d)  # type: ignore[misc]
         for who, d in enumerate(others, start=1)
     ]
     assert measure_gain(parts, SCHEMA) == pytest.approx(sqrt(4), rel=1e-6)
@@ -90,7 +90,7 @@ def test_members_that_made_more_deltas_than_the_others_stand_alone_at_the_end() 
 def test_deltas_that_contradict_each_other_are_no_reason_to_go_further() -> None:
     delta = hashed_delta("there")
     forth = contribution(1, 1, delta)
-    back = Contribution(member(2), 1, 1, forth.norms, -forth.increments, lambda: delta)
+    back = Contribution(member(2), 1, 8, 1, 1, forth.norms, -forth.increments, lambda: delta)
     assert measure_gain([forth, back], SCHEMA) == pytest.approx(1.0)
 
 
@@ -99,6 +99,8 @@ def test_a_group_that_moves_nothing_says_nothing() -> None:
     still = [
         Contribution(
             who,
+            1,
+            8,
             1,
             1,
             message_norms(delta),
@@ -121,7 +123,7 @@ def test_only_one_decoded_delta_is_held_and_each_is_loaded_once() -> None:
             return delta
 
         plain = contribution(who, sequence, delta)
-        return Contribution(plain.member, sequence, 1, plain.norms, plain.increments, load)
+        return Contribution(plain.member, sequence, 8, 1, 1, plain.norms, plain.increments, load)
 
     measure_gain([counted(1, 1), counted(2, 1), counted(1, 2), counted(2, 9)], SCHEMA)
     assert sorted(loads) == [(member(1), 1), (member(1), 2), (member(2), 1), (member(2), 9)]

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from dataclasses import replace
 from statistics import median
 from struct import pack
 
@@ -60,8 +61,8 @@ def test_the_next_epoch_is_the_one_it_always_was() -> None:
     assert hashlib.sha256(second.to_bytes()).hexdigest() == GOLDEN_SECOND
 
 
-GOLDEN_FIRST = "801c1860794b1dc9ff7ae7e25049a0e093207fc656e69b7025090160af3ebbe3"
-GOLDEN_SECOND = "92548112e1593e2c84785e8a8ae277559da9524a9942d5e02923a2343d1cad97"
+GOLDEN_FIRST = "62ef0c9dfc9110b102025db77d02b8cfff85f2ef4ecb87a3b1fa7bd93f810007"
+GOLDEN_SECOND = "6aca520572af6fdc793df83224d6c1eb9e3f8c50199c2836673dd1ce5713f8cf"
 
 
 @given(seed=st.integers(0, 2**32))
@@ -81,7 +82,7 @@ def test_deltas_that_say_the_same_and_ones_that_contradict_have_the_least_gain()
     parts = contributions(2, 1, previous)
     table, same = parts[0].increments, parts[0].load()
     for other in (table, -table):
-        second = Contribution(member(2), 1, 100, parts[0].norms, other, lambda: same)
+        second = Contribution(member(2), 1, 8, 100, 100, parts[0].norms, other, lambda: same)
         after = next_parameters(previous, [parts[0], second], members(2), SCHEMA)
         assert after.alpha == pytest.approx(GAIN, rel=1e-9)
 
@@ -98,6 +99,16 @@ def test_the_last_member_of_a_mesh_counts_once_whatever_the_gain_was() -> None:
     for deltas in (0, 3):
         one = contributions(1, deltas, previous)
         assert next_parameters(previous, one, members(1), SCHEMA).alpha == 1.0
+
+
+def test_without_trust_everybody_counts_by_weight_alone_and_once_it_is_back_begins_anew() -> None:
+    previous = replace(epoch(0, 4), trust=(100, 1000, 1000, 700))
+    off = next_parameters(previous, [], members(4), SCHEMA, aligned=False)
+    assert off.trust == (1000,) * 4
+    assert {weight for _, weight in off.weights} == {0.25}
+    on = next_parameters(previous, [], members(4), SCHEMA)
+    assert on.trust == previous.trust and on.weights[0][1] < 0.05
+    assert next_parameters(off, [], members(4), SCHEMA).trust == (1000,) * 4
 
 
 def test_without_a_pair_the_gain_stays() -> None:
@@ -152,11 +163,11 @@ def test_a_message_within_the_radius_is_left_alone_and_a_longer_one_is_shortened
     clip = (math.inf, float(norms[1]), float(norms[2]) / 4, float(norms[3]) * 2)
     start = epoch(0, 2)
     parameters = EpochParameters(0, 1.0, start.weights, clip, 256, 0, start.trust)
-    scales = clip_scales(parameters, delta)
+    scales = clip_scales(parameters, delta, 8)
     assert scales.tolist() == [1.0, 1.0, 0.25, 1.0]
     zero = hashed_delta("clip")
     zero.centroids[:] = 0
-    assert clip_scales(parameters, zero).tolist() == [1.0] * 4
+    assert clip_scales(parameters, zero, 8).tolist() == [1.0] * 4
 
 
 def test_before_there_is_a_median_a_liar_counts_for_no_more_than_an_honest_round_can_be() -> None:
@@ -164,8 +175,8 @@ def test_before_there_is_a_median_a_liar_counts_for_no_more_than_an_honest_round
         members(4), SCHEMA, kept_per_chunk=256, alpha=1.0, largest_value=1e-3
     )
     honest, liar = (hashed_delta("first", size=size) for size in (4e-4, 1.0))
-    assert clip_scales(first, honest).tolist() == [1.0] * len(SCHEMA.tensors)
-    for norm, scale in zip(message_norms(liar), clip_scales(first, liar), strict=True):
+    assert clip_scales(first, honest, 8).tolist() == [1.0] * len(SCHEMA.tensors)
+    for norm, scale in zip(message_norms(liar), clip_scales(first, liar, 8), strict=True):
         assert scale < 1e-2 and norm * scale <= 1e-3 * math.sqrt(SCHEMA.layout.total)
 
 
@@ -174,12 +185,12 @@ def test_increments_carry_gain_weight_and_clip_of_the_epoch() -> None:
     start = epoch(0, 4, alpha=1.5)
     half = tuple((message_norms(delta) / 2).tolist())
     parameters = EpochParameters(0, 1.5, start.weights, half, 256, 0, start.trust)
-    table = parameters.increments(delta, sender=member(2), schema=SCHEMA)
+    table = parameters.increments(delta, sender=member(2), steps=8, schema=SCHEMA)
     scale = 2.0 ** np.array([[t.fraction_bits] for t in SCHEMA.tensors])
     expected = 1.5 * 0.25 * 0.5 * delta.centroids.astype(np.float64) * scale
     assert np.abs(table - expected).max() <= 0.500001
     with pytest.raises(DeltaError) as caught:
-        parameters.increments(delta, sender=member(9), schema=SCHEMA)
+        parameters.increments(delta, sender=member(9), steps=8, schema=SCHEMA)
     assert caught.value.reason == "not-a-member"
 
 
@@ -213,12 +224,12 @@ NAN, INFINITY = pack(">d", math.nan), pack(">d", math.inf)
         GOOD[:16] + NAN + GOOD[24:],
         GOOD[:16] + INFINITY + GOOD[24:],
         GOOD[:16] + pack(">d", 0.0) + GOOD[24:],
-        GOOD[:62] + NAN + GOOD[70:],
-        GOOD[:62] + pack(">d", -0.5) + GOOD[70:],
-        GOOD[:62] + pack(">d", 1.5) + GOOD[70:],
+        GOOD[:66] + NAN + GOOD[74:],
+        GOOD[:66] + pack(">d", -0.5) + GOOD[74:],
+        GOOD[:66] + pack(">d", 1.5) + GOOD[74:],
         GOOD[:-8] + NAN,
         GOOD[:-8] + pack(">d", 0.0),
-        GOOD[:30] + b"\xff" * 32 + GOOD[62:],
+        GOOD[:34] + b"\xff" * 32 + GOOD[66:],
         GOOD[:24] + b"\0\0" + GOOD[26:],
         GOOD[:24] + b"\xff\xff" + GOOD[26:],
         GOOD[:26] + b"\xff\xff\xff\xff" + GOOD[30:],

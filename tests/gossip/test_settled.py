@@ -120,7 +120,7 @@ def test_the_digest_is_the_one_it_always_was() -> None:
     assert state.digest.hex() == GOLDEN_DIGEST
 
 
-GOLDEN_DIGEST = "07c86096c9e0281848f0d2dfee6a4fd057b21155f50e32bac64555b3f67c9bc9"
+GOLDEN_DIGEST = "f4836d53594b7620b833212493f8a875656702d37f3e8a946267806d184352d5"
 
 GOOD = chain([[key(1, 1), key(2, 1)], [key(1, 2)], [key(1, 3), key(2, 2)]]).to_bytes()
 

@@ -33,7 +33,7 @@ def played(rounds: int, liar: float) -> tuple[list[float], Heading]:
             vector = way + hashed_weights(f"noise {who} {number}")
             if who == 5:
                 vector = vector * liar
-            voices.append(Voice(member(who), saying(vector * 0.01), EPOCH))
+            voices.append(Voice(member(who), saying(vector * 0.01), EPOCH, 8))
         worths, heading = close_round(voices, heading)
         weights = [worth.weight * 5 for worth in worths]
     return weights, heading
@@ -56,7 +56,7 @@ def test_shouting_gives_no_more_than_the_median() -> None:
     vectors = [
         hashed_weights(f"{who}") * (1000.0 if who == 5 else 1.0) * 0.01 for who in range(1, 6)
     ]
-    voices = [Voice(member(who), saying(v), EPOCH) for who, v in enumerate(vectors, start=1)]
+    voices = [Voice(member(who), saying(v), EPOCH, 8) for who, v in enumerate(vectors, start=1)]
     worths, _ = close_round(voices, resting())
     loudest = np.array(
         [np.linalg.norm(v.delta.values(w.scales)) for v, w in zip(voices, worths, strict=True)]
@@ -78,7 +78,7 @@ GOLDEN = "7eeb6600617397603c36a79e75c0b74ec24cfa645c1eb8c2f83efdd97214798e"
 def test_the_heading_given_is_not_changed() -> None:
     heading = resting()
     rng = random.Random(0)
-    voices = [Voice(member(1), saying(hashed_weights(str(rng.random()))), EPOCH)]
+    voices = [Voice(member(1), saying(hashed_weights(str(rng.random()))), EPOCH, 8)]
     _, after = close_round(voices, heading)
     assert not heading.momentum.any()
     assert after.momentum.any()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.gossip.weights import Member, objective_weights
+from shoal.gossip.weights import Member, objective_weights, step_factor, usual_steps
 from tests.gossip.builders import member
 
 
@@ -92,3 +92,54 @@ def test_the_order_of_the_list_does_not_matter(entries: list[tuple[int, int]], s
     listed = [Member(member(n), *entry) for n, entry in enumerate(entries, start=1)]
     shuffled = random.Random(seed).sample(listed, len(listed))
     assert objective_weights(shuffled, {}) == objective_weights(listed, {})
+
+
+# --- deltas of unequal steps ----------------------------------------------------------------------
+
+MOST_STEPS = 2**32 - 1
+
+
+def test_a_delta_counts_as_if_it_had_the_usual_steps_within_a_quarter_and_four_times() -> None:
+    assert [step_factor(8, steps) for steps in (4, 8, 16)] == [2.0, 1.0, 0.5]
+    assert step_factor(8, 1) == step_factor(MOST_STEPS, 1) == 4.0
+    assert step_factor(8, 100) == step_factor(1, MOST_STEPS) == 0.25
+    assert {step_factor(0, steps) for steps in (1, 8, MOST_STEPS)} == {1.0}, "there is no such rule"
+
+
+def test_the_usual_steps_are_a_mean_of_members_however_often_each_speaks() -> None:
+    slow, plain, fast = ((member(n), steps) for n, steps in ((1, 2), (2, 5), (3, 20)))
+    assert usual_steps([slow, plain, fast]) == 4
+    assert usual_steps([slow, plain, *[fast] * 50]) == 4
+    assert usual_steps([plain, (member(4), 5), (member(5), 5)]) == 5
+    assert usual_steps([(member(1), 3), (member(1), 4)]) == 3
+    assert usual_steps([]) is None
+
+
+def test_all_members_together_count_for_as_much_as_if_steps_did_not_matter() -> None:
+    claims = [(member(n), 100 if n < 7 else 400) for n in range(1, 9)]
+    usual = usual_steps(claims)
+    assert usual is not None
+    mean = sum(step_factor(usual, steps) for _, steps in claims) / len(claims)
+    assert mean == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("claim", "usual"), [(1, 5), (MOST_STEPS, 10)])
+def test_one_liar_of_four_moves_them_by_less_than_half(claim: int, usual: int) -> None:
+    honest = [(member(n), 8) for n in (1, 2, 3)]
+    assert usual_steps([*honest, (member(4), claim)]) == usual
+
+
+@given(
+    honest=st.lists(st.just(1000), min_size=3, max_size=20),
+    liars=st.lists(st.sampled_from([1, MOST_STEPS]), max_size=20),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_a_third_of_liars_moves_them_no_further_than_to_half_or_four_thirds(
+    honest: list[int], liars: list[int], seed: int
+) -> None:
+    claims = honest + liars[: (len(honest) - 1) // 2]
+    deltas = [(member(n), steps) for n, steps in enumerate(claims, start=1)]
+    usual = usual_steps(random.Random(seed).sample(deltas, len(deltas)))
+    assert usual == usual_steps(deltas)
+    assert usual is not None and 500 <= usual <= 1334

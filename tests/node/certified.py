@@ -98,9 +98,13 @@ class CertifiedMesh:
         anchor: Anchor | None = None,
         tokenizer: Mapping[str, bytes] = TOKENIZER,
         height: int = 5,
+        steps: int = 0,
+        trust: int = 1000,
     ) -> None:
         """parameters: what the record of each epoch but the first says of the mesh's; lora: what
-        the schema is of, if not of a whole model."""
+        the schema is of, if not of a whole model; steps, trust: the usual steps and what each is
+        believed, as the record says."""
+        self.steps, self.trust = steps, trust
         self.parameters = parameters
         self.sets = tuple(keys(labels) for labels in sets)
         self.height = height
@@ -233,7 +237,7 @@ class CertifiedMesh:
         clip = (1.0,) * len(self.anchor.schema.tensors)
         kept = self.genesis.epoch_parameters().kept_per_chunk
         parameters = EpochParameters(
-            self.height, 1.0, weights, clip, kept, 400, (1000,) * len(weights)
+            self.height, 1.0, weights, clip, kept, 400, (self.trust,) * len(weights), self.steps
         )
         return SettledState(self.height, 0, (parameters,), (), ()).to_bytes()
 

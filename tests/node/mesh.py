@@ -101,6 +101,8 @@ class MadeUpTraining:
         self.course = 0.0
         # A slow machine takes longer for each step; None: a round always takes as long.
         self.step_seconds: float | None = None
+        # More steps in a round than were ordered: so many times as many.
+        self.times = 1
         self.steps: list[int] = []
         self.numbers: list[int] = []
         # Starting points that it was given, and the last one.
@@ -131,6 +133,7 @@ class MadeUpTraining:
             common = torch.Generator().manual_seed(number)
             slot.add_(torch.randn(slot.shape, generator=common), alpha=self.course)
         loop = asyncio.get_running_loop()
+        steps *= self.times
         self.steps.append(steps)
         seconds = ROUND_SECONDS if self.step_seconds is None else steps * self.step_seconds
         self._free_at = max(self._free_at, loop.time()) + seconds

@@ -203,7 +203,7 @@ def bytes_of_a_round(**settings: Any) -> int:
     )
     residual = Residual(torch.zeros(session.parameters), beta=0.95)
     residual.absorb(delta)
-    return len(say(residual, parameters, anchor.schema)[1])
+    return len(say(residual, parameters, anchor.schema, 1)[1])
 
 
 def test_a_round_of_adapters_is_at_most_a_twentieth_of_a_round_of_the_model(

@@ -244,6 +244,22 @@ def test_what_others_say_is_learned_from_before_the_own_round_ends(tmp_path: Pat
     asyncio.run(story())
 
 
+def test_where_a_mesh_has_no_trust_the_same_liar_counts_by_its_weight(tmp_path: Path) -> None:
+    async def story() -> None:
+        directories = found_mesh(tmp_path, trust=False)
+        async with running(directories, rounds=0) as nodes:
+            for node, course in zip(nodes, (3e-3, 3e-3, 3e-3, -9e-3), strict=True):
+                node.training.course = course
+            height = await until_rebuilt(nodes, 2)
+            assert all(set(node.model.parameters.trust) == {1000} for node in nodes)
+        for directory in directories:
+            checkpoint = directory / "checkpoints" / str(height)
+            assert audit_checkpoint(checkpoint).reproduced
+            assert verify_checkpoint(checkpoint).in_force["trust"] is False
+
+    asyncio.run(story())
+
+
 def test_who_goes_the_other_way_counts_for_a_tenth_from_the_next_checkpoint_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from struct import pack
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.consensus.epochs import EpochChain, EpochRecord, first_epoch
@@ -31,18 +31,21 @@ from shoal.node.verify_parameters import first_parameters, parameters_after
 
 GENESIS = MeshParameters(alpha=1.7, staleness=3)
 # Bytes that put nothing in force: unreadable, of another version, or out of range.
-BEFORE_BETA = pack(">BIHd", 2, 8, 8, 0.06)
+BEFORE_BETA = pack(">BIHd", 3, 8, 8, 0.06)
 NOTHING = (
     b"\x00",
     b"parameters",
     encode(GENESIS)[:-1],
     encode(GENESIS) + b"\x00",
     b"\x01" + encode(GENESIS)[1:],
-    pack(">BIHd", 2, 0, 8, 0.06) + encode(GENESIS)[15:],
-    pack(">BIHd", 2, 8, 8, 5000.0) + encode(GENESIS)[15:],
+    b"\x02" + encode(GENESIS)[1:],
+    pack(">BIHd", 3, 0, 8, 0.06) + encode(GENESIS)[15:],
+    pack(">BIHd", 3, 8, 8, 5000.0) + encode(GENESIS)[15:],
     BEFORE_BETA + pack(">d", float("nan")) + encode(GENESIS)[23:],
     BEFORE_BETA + pack(">d", float("inf")) + encode(GENESIS)[23:],
-    encode(GENESIS)[:-8] + b"\xff" * 8,
+    encode(GENESIS)[:-10] + b"\xff" * 8 + b"\x00\x01",
+    encode(GENESIS)[:-1] + b"\x02",
+    encode(GENESIS)[:-2] + b"\x02\x01",
 )
 
 
@@ -78,7 +81,9 @@ sound = st.builds(
     learning_rate=st.floats(1e-9, 10.0),
     warmup_tokens=st.integers(0, 2**62),
     schedule_tokens=st.integers(1, 2**62),
-    evict_harmful=st.integers(0, 1),
+    normalise_steps=st.booleans(),
+    trust=st.booleans(),
+    evict_harmful=st.booleans(),
 )
 
 
@@ -90,6 +95,7 @@ def spoilt(draw: st.DrawFn) -> bytes:
 
 
 @given(genesis=sound, records=st.lists(sound.map(encode) | spoilt() | st.binary(max_size=70)))
+@settings(deadline=None)
 def test_the_node_and_the_verifier_read_any_chain_alike(
     genesis: MeshParameters, records: list[bytes]
 ) -> None:
@@ -103,7 +109,8 @@ def test_the_node_and_the_verifier_read_any_chain_alike(
 
 def test_the_verifier_reads_the_same_genesis() -> None:
     assert dict(first_parameters({})) == {k: asdict(MeshParameters())[k] for k in CHANGEABLE}
-    for wrong in ({"beta": 0}, {"local_steps": 1.5}, {"clip_factor": 10**400}, {"beta": True}):
+    for wrong in ({"beta": 0}, {"local_steps": 1.5}, {"clip_factor": 10**400}, {"beta": True},
+                  {"normalise_steps": 1}, {"normalise_steps": "no"}):  # fmt: skip
         with pytest.raises(ValueError, match="is "):
             first_parameters(wrong)
         assert replace(GENESIS, **wrong).problems()
@@ -135,13 +142,14 @@ def test_each_epoch_has_its_own() -> None:
 
 
 def test_a_wish_is_read_against_what_is_in_force() -> None:
-    wish = changed(GENESIS, parse_settings(["clip_factor = 3", "local_steps=16"]))
-    assert wish == replace(GENESIS, clip_factor=3.0, local_steps=16)
+    words = ["clip_factor = 3", "local_steps=16", "normalise_steps=true"]
+    wish = changed(GENESIS, parse_settings(words))
+    assert wish == replace(GENESIS, clip_factor=3.0, local_steps=16, normalise_steps=True)
     assert decode(change_to(wish).parameters, GENESIS) == wish
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("words", "complaint"),
     [
         (["clip_factor"], "write key=value"),
         (["clip_factor="], "write key=value"),
@@ -153,14 +161,17 @@ def test_a_wish_is_read_against_what_is_in_force() -> None:
         (["local_steps=1.5"], "write a whole number"),
         (["local_steps=0"], "must be from 1 to 100000"),
         (["budget=0"], "must be from 0.0001 to 1000"),
+        (["normalise_steps=yes"], "write true or false"),
+        (["normalise_steps=1"], "write true or false"),
+        (["normalise_steps=false"], "nothing would change"),
         (["alpha=2"], "fixed when the mesh was made"),
         (["staleness=2"], "fixed when the mesh was made"),
         (["clip_factor=2.0"], "nothing would change"),
     ],
 )
-def test_a_bad_wish_is_refused_in_one_line(settings: list[str], complaint: str) -> None:
+def test_a_bad_wish_is_refused_in_one_line(words: list[str], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as refusal:
-        changed(GENESIS, parse_settings(settings))
+        changed(GENESIS, parse_settings(words))
     assert "\n" not in str(refusal.value)
 
 

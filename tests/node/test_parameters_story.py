@@ -22,6 +22,8 @@ from shoal.node.join import join_mesh
 from shoal.node.membership import approval
 from shoal.node.operator import approve_parameters, mesh_parameters
 from shoal.node.verify import verify_checkpoint
+from shoal.node.verify_content import check_deltas
+from shoal.node.verify_formats import parse_genesis
 from shoal.node.verify_parameters import density
 from tests.node.inviting import invitation_by
 from tests.node.mesh import QUICK, RunningNode, any_address, found_mesh, until, until_rebuilt
@@ -32,6 +34,7 @@ WISH = {
     "budget": str(budget_for(16, 4)),
     "learning_rate": "0.002",
     "beta": "0.9",
+    "normalise_steps": "true",
 }
 NONSENSE = b"\x01 these are no parameters"
 
@@ -135,6 +138,7 @@ def test_parameters_change_at_an_epoch_for_everybody_for_good(
         directories = found_mesh(tmp_path / "mesh")
         nodes = [await started(directory) for directory in directories]
         try:
+            nodes[1].training.times = 4
             await until(lambda: all(node.height >= 1 for node in nodes), nodes)
             await a_quorum_decides(nodes)
             wish = in_force(nodes[0])
@@ -158,7 +162,7 @@ def _a_stranger_checks(directory: Path, capsys: pytest.CaptureFixture[str]) -> N
     genesis, _, _ = load_genesis(directory / "mesh" / "node0" / "genesis")
     audits, _ = audit_all(directory / "mesh" / "node0")
     assert all(audit.reproduced for audit in audits), [audit.problems for audit in audits]
-    epochs = set()
+    epochs, normalised = set(), set()
     for height, path in checkpoint_directories(directory / "mesh" / "node0").items():
         proof = verify_checkpoint(path, genesis.mesh_id)
         epochs.add(proof.epoch.number)
@@ -170,7 +174,13 @@ def _a_stranger_checks(directory: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert proof.in_force["clip_factor"] == (1.25 if proof.epoch.number else 2.0)
         settled = EpochParameters.from_bytes(proof.record.parameters[:-32])
         assert settled.height == height
+        # What it is was recomputed, here by the verifier and above by the audit.
+        assert (settled.steps > 0) == (proof.epoch.number > 0)
+        told = check_deltas(path, parse_genesis(genesis.document), proof.record)
+        assert told is not None
+        normalised |= {steps for _, steps in told if proof.epoch.number}
     assert epochs == {0, 1, 2}
+    assert max(normalised) >= 4 * min(normalised), "one of them made so many more steps"
     assert {audit.height for audit in audits} >= set(range(2, height + 1)), "across the change too"
     capsys.readouterr()
     assert cli.main(["verify", str(path)]) == 0

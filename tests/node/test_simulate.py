@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from shoal.gossip.alignment import FLOOR_PERMILLE, FULL_PERMILLE
+from shoal.gossip.parameters import EpochParameters
 from shoal.gossip.strategies.delta_log import DeltaLog, LogState
+from shoal.gossip.strategies.dpsgd import Dpsgd, MixingState
 from shoal.node.cli import main
-from shoal.node.simulate import AnchorsDiffer, Measured, World, read_texts
+from shoal.node.simulate import Measured, World, read_texts
+from shoal.node.simulate_cuts import AnchorsDiffer
 from shoal.node.simulate_plan import Plan
+from tests.gossip.builders import hashed_delta
 
 PLAN = Plan(peers=8, rounds=20, local_steps=10, hidden=24, batch=2)
 # How far below isolated training each must end, in nats, on this little work.
@@ -26,6 +30,7 @@ GAINS = {
     "dpsgd": 0.02,
 }
 TOGETHER = 0.25
+NEIGHBOURLY = ("choco", "gasloc", "noloco", "dpsgd")
 
 
 def play(plan: Plan) -> tuple[Measured, World]:
@@ -61,7 +66,9 @@ def assert_learns_together(last: Measured, isolated: float, gain: float) -> None
 def test_every_strategy_beats_isolated_training(strategy: str, isolated: float) -> None:
     last, world = play(replace(PLAN, strategy=strategy))
     assert_learns_together(last, isolated, GAINS[strategy])
-    assert world.epochs_checked == (4 if strategy == "delta-log" else 0)
+    assert world.cuts.checked == {"delta-log": 4, "diloco": 0}.get(strategy, 1)
+    if world.loss_committed is not None:
+        assert world.loss_committed == pytest.approx(last.loss_mean, abs=0.02)
 
 
 def test_choco_over_the_cliff_does_not(isolated: float) -> None:
@@ -70,12 +77,73 @@ def test_choco_over_the_cliff_does_not(isolated: float) -> None:
         assert_learns_together(last, isolated, GAINS["choco"])
 
 
-@pytest.mark.parametrize("strategy", ["delta-log", "choco", "noloco"])
+@pytest.mark.parametrize("strategy", ["delta-log", *NEIGHBOURLY])
 def test_lost_messages_and_churn_are_survived(strategy: str, isolated: float) -> None:
-    last, world = play(replace(PLAN, strategy=strategy, drop=0.3, churn=0.25))
+    """At every cut all members have one root, those that came back as well."""
+    last, world = play(replace(PLAN, strategy=strategy, drop=0.3, churn=0.25, epoch_rounds=5))
     assert last.loss_individual < isolated
     assert last.peers == 6
-    assert world.epochs_checked == (4 if strategy == "delta-log" else 0)
+    assert world.cuts.checked == 4
+    assert world.loss_committed is not None and world.loss_committed < isolated
+
+
+class OneGarbageSnapshot(World):
+    """The first peer trains like everybody and lies when it comes to a model for all."""
+
+    def _false_models(self, models: dict[bytes, torch.Tensor]) -> dict[bytes, torch.Tensor]:
+        self.honest = torch.stack([models[me] for me in self.ids[1:]])
+        return {self.ids[0]: torch.randn(self.honest.shape[1]) * 3.0}
+
+
+@pytest.mark.parametrize("strategy", NEIGHBOURLY)
+def test_one_liar_of_eight_moves_the_agreed_model_nowhere_that_no_honest_one_is(
+    strategy: str, isolated: float
+) -> None:
+    world = OneGarbageSnapshot(replace(PLAN, strategy=strategy, epoch_rounds=5))
+    for measured in world.run():
+        last = measured
+    assert world.cuts.checked == 4 and world.cuts.committed is not None
+    agreed, honest = world.cuts.committed.to_weights(), world.honest
+    assert (agreed >= honest.amin(dim=0) - 1e-7).all() and (agreed <= honest.amax(0) + 1e-7).all()
+    spread = (honest - honest.mean(dim=0)).norm(dim=1).max()
+    assert (agreed - honest.mean(dim=0)).norm() < spread
+    assert last.loss_individual < isolated
+    assert world.loss_committed == pytest.approx(last.loss_mean, abs=0.03)
+
+
+def test_snapshots_are_paid_for() -> None:
+    """Six of eight, four bytes a parameter, to seven others, once in so many rounds."""
+    plan = replace(PLAN, strategy="dpsgd", rounds=4)
+    sent = []
+    for rounds in (100, 4, 2):
+        _, world = play(replace(plan, epoch_rounds=rounds))
+        sent.append(world.bytes_per_peer * plan.peers)
+    one = 6 * 7 * (4 * len(world.genesis) + 192)
+    assert sent[1] == sent[0], "there is one at the end of every run"
+    assert sent[2] - sent[1] == one
+    _, lossy = play(replace(plan, epoch_rounds=2, drop=0.5))
+    assert lossy.bytes_per_peer * plan.peers > sent[2] + one, "what is lost is sent again"
+
+
+def test_a_member_that_goes_on_from_another_model_is_noticed() -> None:
+    class Crooked(Dpsgd):
+        def adopt(self, state: MixingState, weights: torch.Tensor) -> MixingState:
+            after = super().adopt(state, weights)
+            return replace(after, model=weights + (state.me == world.ids[3]))
+
+    world = World(replace(PLAN, epoch_rounds=2), strategy=Crooked())
+    with pytest.raises(AnchorsDiffer):
+        list(world.run())
+
+
+def test_models_that_fit_no_snapshot_end_nothing() -> None:
+    class Diverging(Dpsgd):
+        def model(self, state: MixingState) -> torch.Tensor:
+            return state.model * float("nan")
+
+    world = World(replace(PLAN, rounds=3, epoch_rounds=2), strategy=Diverging())
+    assert len(list(world.run())) == 3
+    assert world.cuts.checked == 0 and world.cuts.committed is None
 
 
 def test_nobody_waits_for_a_straggler_in_delta_log_and_everybody_does_elsewhere() -> None:
@@ -128,6 +196,30 @@ def test_liars_lose_their_weight_by_the_first_cut_and_the_honest_keep_theirs() -
     assert {trust[me] for me in honest} == {FULL_PERMILLE}
 
 
+def share_of_the_fast(world: World, epoch: EpochParameters) -> float:
+    """What a delta of the fast peer moves the anchor by, of what another's with H steps does."""
+    delta = hashed_delta("any", world.schema, kept_per_chunk=epoch.kept_per_chunk, size=1e-4)
+    fast, other = (
+        epoch.increments(delta, sender=world.ids[place], steps=steps, schema=world.schema)
+        for place, steps in enumerate((4 * world.plan.local_steps, world.plan.local_steps))
+    )
+    return float(abs(fast).sum() / abs(other).sum())
+
+
+def test_a_delta_of_four_times_the_steps_counts_a_quarter() -> None:
+    """By its sender's weight, once a cut has shown how fast that is; normalised, from the start."""
+    plan = replace(PLAN, fast=1 / 8, rounds=6)
+    shares = []
+    for each in (plan, replace(plan, normalise_steps=True)):
+        _, world = play(each)
+        state: LogState = world.states[world.ids[0]]
+        assert set(state.epoch.trust) == {FULL_PERMILLE}
+        assert world.cuts.checked == 2, "all anchors were equal"
+        shares += [share_of_the_fast(world, epoch) for epoch in (state.epochs[0], state.epoch)]
+    full, *quarters = shares
+    assert quarters == pytest.approx([full / 4] * 3, rel=1e-2)
+
+
 def test_everybody_has_a_text_of_their_own() -> None:
     texts, held_out = read_texts(70)
     assert len(texts) == 70
@@ -167,6 +259,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
         (["--attack", "dissensus", "--attackers", "1"], "dissensus attacks neighbours"),
         (["--strategy", "noloco", "--robust", "cs+"], "noloco has no robust rule"),
         (["--degree", "3"], "even"),
+        (["--strategy", "choco", "--normalise-steps"], "choco counts no steps"),
         (["--plots"], "give --out DIRECTORY too"),
     ],
 )

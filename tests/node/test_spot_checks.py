@@ -133,7 +133,7 @@ async def started(
 
 def test_one_of_five_that_turns_its_deltas_around_is_put_out(tmp_path: Path) -> None:
     async def story() -> None:
-        nodes = await started(found_mesh(tmp_path, nodes=5, evict_harmful=1), liar=2)
+        nodes = await started(found_mesh(tmp_path, nodes=5, evict_harmful=True), liar=2)
         liar = nodes[2]
         honest = [node for node in nodes if node is not liar]
         try:
@@ -162,7 +162,7 @@ def test_nobody_is_to_blame_where_an_honest_mesh_goes_too_far_together(tmp_path:
     losses: dict[int, float] = {}
 
     async def story() -> None:
-        nodes = await started(found_mesh(tmp_path, nodes=5, evict_harmful=1), rate=0.3)
+        nodes = await started(found_mesh(tmp_path, nodes=5, evict_harmful=True), rate=0.3)
         try:
             await until_rebuilt(nodes, 10)
             losses.update(nodes[0].node.state.facts.evaluations)
@@ -181,7 +181,7 @@ def test_nobody_is_to_blame_where_an_honest_mesh_goes_too_far_together(tmp_path:
 
 def test_checks_take_a_twentieth_of_the_training_time_at_most(tmp_path: Path) -> None:
     async def story() -> None:
-        nodes = await started(found_mesh(tmp_path, evict_harmful=1))
+        nodes = await started(found_mesh(tmp_path, evict_harmful=True))
         for node in nodes:
             assert isinstance(node.training, Parabola)
             node.training.seconds = 60.0

@@ -206,16 +206,55 @@ def test_an_attackers_whole_mesh_holds_together_and_is_still_not_the_trusted_one
 # --- the mesh's parameters ------------------------------------------------------------------------
 
 
-def decided(**changes: object) -> CertifiedMesh:
+def decided(steps: int = 0, trusted: int = 1000, **changes: object) -> CertifiedMesh:
     """A mesh whose validators changed its parameters; its checkpoint's density did not change."""
     wish = replace(MeshParameters(), **changes)  # type: ignore[arg-type]
-    return CertifiedMesh("ABCD", "ABCDE", parameters=encode(wish))
+    return CertifiedMesh("ABCD", "ABCDE", parameters=encode(wish), steps=steps, trust=trusted)
 
 
 def test_a_record_of_another_density_than_the_mesh_decided_is_refused(tmp_path: Path) -> None:
     mesh = decided(budget=1.0)
     directory = mesh.write(tmp_path)
     assert refusal(directory, mesh.mesh_id).reason == "record-density"
+
+
+@pytest.mark.parametrize(
+    ("normalised", "steps", "with_deltas", "sound"),
+    [
+        (True, 2, True, True),
+        (True, 3, True, False),
+        (True, 0, True, False),
+        (True, 0, False, False),
+        (True, 3, False, True),  # what cannot be recomputed is the quorum's word
+        (False, 2, True, False),
+    ],
+)
+def test_the_usual_steps_are_those_of_the_deltas_in_the_cut(
+    normalised: bool, steps: int, with_deltas: bool, sound: bool, tmp_path: Path
+) -> None:
+    mesh = decided(steps, normalise_steps=normalised)
+    directory = mesh.write(tmp_path)
+    if not with_deltas:
+        (directory / "deltas.bin").unlink()
+    if sound:
+        assert verify_checkpoint(directory).in_force["normalise_steps"] is True
+    else:
+        assert refusal(directory, mesh.mesh_id).reason == "record-steps"
+
+
+@pytest.mark.parametrize(
+    ("trust", "permille", "sound"),
+    [(True, 100, True), (True, 1000, True), (False, 1000, True), (False, 100, False)],
+)
+def test_without_trust_nobody_is_believed_less(
+    trust: bool, permille: int, sound: bool, tmp_path: Path
+) -> None:
+    mesh = decided(trusted=permille, trust=trust)
+    directory = mesh.write(tmp_path)
+    if sound:
+        assert verify_checkpoint(directory).in_force["trust"] is trust
+    else:
+        assert refusal(directory, mesh.mesh_id).reason == "record-trust"
 
 
 def test_what_the_mesh_decided_is_said(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from shoal.gossip.mixing import Row, mixing_rows, pair_row
 from shoal.gossip.parameters import genesis_parameters
+from shoal.gossip.snapshots import choose, median_model, take_snapshot
 from shoal.gossip.strategies.choco import Choco
 from shoal.gossip.strategies.delta_log import DeltaLog
 from shoal.gossip.strategies.diloco import Diloco
@@ -33,10 +34,17 @@ def delta_log(**options: Any) -> DeltaLog:
     return DeltaLog(SCHEMA, epoch, **options)
 
 
-def play(strategy: AnyStrategy, seed: int, kind: str = "random-regular") -> Targets:
-    world = Targets(strategy, COUNT)
+def play(
+    strategy: AnyStrategy,
+    seed: int,
+    kind: str = "random-regular",
+    *,
+    world: Targets | None = None,
+    rounds: range = range(ROUNDS),
+) -> Targets:
+    world = world or Targets(strategy, COUNT)
     links = mixing_rows(graph(kind, world.ids, bytes([seed]), 4))
-    for number in range(ROUNDS):
+    for number in rounds:
         rows: dict[bytes, Row] = {}
         if strategy.reach is Reach.NEIGHBOURS:
             rows = dict(links)
@@ -72,6 +80,52 @@ def test_it_converges(name: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", ["ring", "torus", "exponential", "complete"])
 def test_dpsgd_converges_on_every_graph(kind: str) -> None:
     assert_converged(play(Dpsgd(), 0, kind))
+
+
+NEIGHBOURLY = ("choco", "gasloc", "noloco", "dpsgd")
+EPOCH = 15
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NEIGHBOURLY)
+def test_it_converges_with_a_model_that_all_agree_on_and_a_liar_among_them(
+    name: str, seed: int
+) -> None:
+    """Every few rounds all go on from the median of snapshots, one of which is garbage."""
+    strategy: Any = STRATEGIES[name]
+    world = Targets(strategy, COUNT)
+    root, agreed = bytes([seed]), world.genesis
+    for epoch in range(ROUNDS // EPOCH):
+        play(strategy, seed, world=world, rounds=range(epoch * EPOCH, (epoch + 1) * EPOCH))
+        if epoch:
+            assert_converged(world)
+        garbage = {world.ids[epoch]: torch.randn_like(agreed)}
+        taken = [
+            take_snapshot(me, SCHEMA, garbage.get(me, model))
+            for me, model in zip(world.ids, world.models(), strict=True)
+        ]
+        common = median_model(choose([s for s in taken if s], world.ids, root, SCHEMA))
+        root, agreed = common.root(), common.to_weights()
+        world.states = {me: strategy.adopt(world.states[me], agreed) for me in world.ids}
+        assert all(torch.equal(strategy.start(world.states[me]), agreed) for me in world.ids)
+
+
+@pytest.mark.parametrize("name", ["gasloc", "noloco"])
+def test_momentum_is_kept_where_all_go_on_from_another_model(name: str) -> None:
+    """A shift of everything changes nothing but where it happens."""
+    strategy: Any = STRATEGIES[name]
+    here, there = Targets(strategy, COUNT), Targets(strategy, COUNT)
+    shift = torch.full_like(here.genesis, 0.25)
+    for world in (here, there):
+        play(strategy, 0, world=world, rounds=range(3))
+    for me in here.ids:
+        there.states[me] = strategy.adopt(
+            there.states[me], strategy.model(there.states[me]) + shift
+        )
+        there.targets[me] = there.targets[me] + shift
+    for world in (here, there):
+        play(strategy, 0, world=world, rounds=range(3, 6))
+    assert torch.allclose(there.models() - shift, here.models(), atol=5e-3)
 
 
 class NaiveAverage(DeltaLog):
