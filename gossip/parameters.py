@@ -5,7 +5,7 @@ that height. Members compute the next one from the deltas of the cut and compare
 step is deterministic: integers where sums are taken, element-wise fp64 where not (IEEE 754 fixes
 the bits of one product, one sum of two, one square root; it does not fix a long sum).
 
-    alpha   = 1.6 clip(kappa, 1, sqrt(n)), 1 for n = 1          kappa: gain.py
+    alpha   = 1.6 clip(kappa, 1, sqrt(n)) g, 1 for n = 1    kappa: gain.py, g: weights.pace_gain
     clip_t  = clip_factor * median of the norms of tensor t in the cut
     weights = |D_i| / (S_i C_i) * trust_i, normalised, at most 3/n     weights.py, alignment.py
     steps   = mean of the members' steps of a delta, or 0              weights.py
@@ -34,7 +34,13 @@ from shoal.gossip.delta import COUNTER_MAX, DeltaHeader
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.gain import Contribution, measure_gain
 from shoal.gossip.schema import TENSORS_MAX, ModelSchema
-from shoal.gossip.weights import Member, objective_weights, step_factor, usual_steps
+from shoal.gossip.weights import (
+    Member,
+    objective_weights,
+    pace_gain,
+    step_factor,
+    usual_steps,
+)
 
 __all__ = [
     "Contribution",
@@ -287,10 +293,17 @@ def next_parameters(
     steps = usual_steps((part.member, part.steps) for part in contributions)
     trust = next_trust(previous.trusted, contributions, schema) if aligned else {}
     trusted = [Member(*member, trust.get(member[0], FULL_PERMILLE)) for member in members]
+    weights = objective_weights(trusted, tokens)
+    kappa = measure_gain(contributions, schema)
+    alpha = previous.alpha
+    if len(members) == 1:
+        alpha = 1.0
+    elif kappa is not None:
+        alpha = _gain(kappa, len(members)) * pace_gain(weights, tokens)
     return EpochParameters(
         height=previous.height + 1,
-        alpha=_next_alpha(previous.alpha, contributions, len(members), schema),
-        weights=objective_weights(trusted, tokens),
+        alpha=alpha,
+        weights=weights,
         clip=_next_clip(previous.clip, contributions, clip_factor),
         kept_per_chunk=kept_per_chunk or previous.kept_per_chunk,
         tokens=min(COUNTER_MAX, previous.tokens + sum(part.tokens for part in contributions)),
@@ -299,14 +312,7 @@ def next_parameters(
     )
 
 
-def _next_alpha(
-    previous: float, contributions: Sequence[Contribution], members: int, schema: ModelSchema
-) -> float:
-    if members == 1:
-        return 1.0
-    kappa = measure_gain(contributions, schema)
-    if kappa is None:
-        return previous
+def _gain(kappa: Fraction, members: int) -> float:
     # Beyond the root only where a sum of magnitudes wrapped around.
     return GAIN * min(max(1.0, float(min(kappa, Fraction(members)))), math.sqrt(members))
 

@@ -18,12 +18,17 @@ the harmonic mean, with which all deltas together count for as much as they did:
 average. Nobody counts in it for less than a quarter or more than four times the median, so a third
 of liars moves it to half of that or a third more, whatever they claim.
 
+With sum_i w_i = 1 a slow member takes from the others: 1 / C_i makes its weight large, and what it
+says is small, so all together go sum_i w_i c_i as far as with equal speeds, c_i being the speed
+relative to the median. The gain makes up for that (pace_gain).
+
 Everything up to the last division is integer arithmetic, and Python's integer division rounds
 correctly, so all members get the same fp64 bits.
 
 Source: reference/algorithms.md 1.6; FedNova (Wang et al., 2020, arXiv:2007.07481).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_low
@@ -34,6 +39,9 @@ RATIO_BITS = 96
 CAP_MEMBERS = 3
 # A delta counts for so many times what it says, or for one over so many, whatever its steps are.
 STEP_FACTOR_MAX = 4
+# What one liar of four could do by claiming to be slow: no more than this.
+PACE_GAIN_MAX = 1.25
+SPEED_MAX = 4
 STEPS_MOST = (1 << 32) - 1
 STEP_BITS = 32
 FACTOR_LEAST = (1 << STEP_BITS) // STEP_FACTOR_MAX
@@ -71,6 +79,26 @@ def objective_weights(
         ratios[entry.member] = max(1, (numerator << RATIO_BITS) // denominator)
     assert len(ratios) == len(members), "every member stands once in the list"
     return _capped(ratios)
+
+
+def pace_gain(weights: Sequence[tuple[bytes, float]], tokens: Mapping[bytes, int]) -> float:
+    """What the gain is multiplied with, 1 to 1.25: slow members shall cost the others no pace.
+
+    weights: of the next epoch; tokens: as for these. Members without any count as of middle speed.
+    The speeds are relative to the median, which one liar cannot move, and within 1/4 and 4; the
+    sum is correctly rounded whatever its order.
+    """
+    known = [count for count in tokens.values() if count > 0]
+    if not known:
+        return 1.0
+    middle = median_low(known)
+    pace = math.fsum(
+        weight * min(max(tokens.get(member, 0) / middle, 1 / SPEED_MAX), SPEED_MAX)
+        if tokens.get(member, 0) > 0
+        else weight
+        for member, weight in weights
+    )
+    return min(max(1.0, 1.0 / pace), PACE_GAIN_MAX)
 
 
 def step_factor(usual_steps: int, steps: int) -> float:

@@ -3,8 +3,8 @@
 The strategies, the codec, the anchor, the mixing weights and the parameters of an epoch are the
 real ones, a state for each peer; only training is stacked (training/stacked.py), and only the
 network is made up (simulate_delivery.py). A round lasts as long as a peer of ordinary speed needs
-for its local steps. Where nobody waits for anybody, a straggler speaks every few rounds; elsewhere
-everybody waits for it.
+for its local steps. Where nobody waits for anybody, a straggler makes shorter rounds, as its own
+measurement would tell it to (gossip/pace.py); elsewhere everybody waits for it.
 
 In delta-log all peers that hold the same deltas share one anchor, and those that only listen to
 neighbours go on from one agreed model after each epoch. That this is no assumption is checked at
@@ -23,6 +23,7 @@ import torch
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.attacks import ATTACKS, Sight, dissensus
 from shoal.gossip.mixing import Row, mixing_rows, pair_row
+from shoal.gossip.pace import FACTOR_MAX
 from shoal.gossip.schema import ModelSchema, TensorSchema, choose_fraction_bits
 from shoal.gossip.strategies.delta_log import DeltaLog
 from shoal.gossip.strategies.strategy import AnyStrategy, Reach, Work
@@ -170,40 +171,52 @@ class World:
         self.time += self.plan.slowdown if waits else 1
         return loss
 
+    def _late(self, index: int) -> bool:
+        """Whether a peer is slow where nobody waits for it."""
+        return index in self._slow and self.strategy.reach is Reach.EVERYBODY
+
+    def _steps(self, index: int) -> int:
+        """How many steps a peer's own round has; one that is late makes short ones, as in pace."""
+        agreed = self.plan.local_steps
+        if self._late(index):
+            return max(1, round(agreed / min(self.plan.slowdown, FACTOR_MAX)))
+        return agreed * (FAST_TIMES if index in self._fast else 1)
+
     def _due(self, index: int, number: int) -> bool:
-        """Whether a peer finishes its steps in this round: stragglers do so every few rounds."""
-        if self.strategy.reach is not Reach.EVERYBODY or index not in self._slow:
+        """Whether a peer finishes its steps in this round."""
+        if not self._late(index):
             return True
-        return (number + index) % self.plan.slowdown == 0
+        lasts = self._steps(index) * self.plan.slowdown / self.plan.local_steps
+        return int((number + index) / lasts) > int((number + index - 1) / lasts)
 
     def _train(self, ready: list[int], number: int) -> tuple[dict[bytes, Work], float | None]:
         plan = self.plan
         works: dict[bytes, Work] = {}
         losses = []
-        first = (number - 1) * plan.local_steps
-        for times in (1, FAST_TIMES):
-            some = [index for index in ready if (index in self._fast) == (times > 1)]
-            if not some:
-                continue
+        for count in sorted({self._steps(index) for index in ready}):
+            some = [index for index in ready if self._steps(index) == count]
             rows = torch.stack([self._began[self.ids[index]] for index in some])
-            rates = [rate for rate in self._rates(first) for _ in range(times)]
-            steps = Steps(rates, times * first, plan.batch, plan.predicted)
+            # Where in the shard they read on.
+            first = (number - 1) * count
+            steps = Steps(self._rates(number, count), first, plan.batch, plan.predicted)
             ends, lost = train(self._model, self._optimizer, self._text, some, rows, steps)
             losses.append(lost)
-            tokens = len(rates) * plan.batch * plan.predicted
+            tokens = count * plan.batch * plan.predicted
             for index, end in zip(some, ends.unbind(), strict=True):
                 me = self.ids[index]
-                works[me] = Work(self._began[me], end, len(rates), tokens)
+                works[me] = Work(self._began[me], end, count, tokens)
         return works, float(torch.cat(losses).mean()) if losses else None
 
-    def _rates(self, first: int) -> list[float]:
-        total = self.plan.rounds * self.plan.local_steps
+    def _rates(self, number: int, count: int) -> list[float]:
+        """The learning rates of `count` steps that share a round's part of the schedule."""
+        agreed = self.plan.local_steps
+        total, first = self.plan.rounds * agreed, (number - 1) * agreed
         schedule = Schedule(
             learning_rate=self.plan.learning_rate,
             warmup_tokens=max(1, round(WARMUP_SHARE * total)),
             schedule_tokens=total,
         )
-        return [schedule.at(first + step) for step in range(self.plan.local_steps)]
+        return [schedule.at(first + step * agreed // count) for step in range(count)]
 
     def _lies(self, works: dict[bytes, Work], rows: dict[bytes, Row]) -> dict[bytes, Work]:
         """What attackers claim to have trained, instead of what they did."""

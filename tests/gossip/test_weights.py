@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.gossip.weights import Member, objective_weights, step_factor, usual_steps
+from shoal.gossip.weights import (
+    Member,
+    objective_weights,
+    pace_gain,
+    step_factor,
+    usual_steps,
+)
 from tests.gossip.builders import member
 
 
@@ -143,3 +149,40 @@ def test_a_third_of_liars_moves_them_no_further_than_to_half_or_four_thirds(
     usual = usual_steps(random.Random(seed).sample(deltas, len(deltas)))
     assert usual == usual_steps(deltas)
     assert usual is not None and 500 <= usual <= 1334
+
+
+def shares_of(tokens: dict[bytes, int]) -> tuple[tuple[bytes, float], ...]:
+    return objective_weights([Member(each, 1000, 1000) for each in tokens], tokens)
+
+
+def test_members_of_one_pace_have_the_gain_that_was_measured() -> None:
+    tokens = {member(n): 800 for n in range(1, 9)}
+    assert pace_gain(shares_of(tokens), tokens) == 1.0
+    assert pace_gain(shares_of(tokens), {}) == 1.0
+
+
+def test_a_slow_member_does_not_slow_the_others_down() -> None:
+    """Its weight is three times an equal share, and what it says is a quarter: for one of 16 that
+    costs all together a tenth and more of their way, which the gain gives back."""
+    tokens = {member(n): 1000 for n in range(1, 16)} | {member(16): 200}
+    weights = shares_of(tokens)
+    way = sum(weight * max(0.25, tokens[each] / 1000) for each, weight in weights)
+    assert way < 0.9
+    assert pace_gain(weights, tokens) * way == pytest.approx(1.0)
+
+
+@given(
+    honest=st.lists(st.integers(900, 1100), min_size=3, max_size=12),
+    claims=st.lists(st.integers(0, MOST_STEPS), max_size=4),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_whoever_claims_what_the_gain_stays_within_its_bounds(
+    honest: list[int], claims: list[int], seed: int
+) -> None:
+    tokens = {member(n): count for n, count in enumerate([*honest, *claims], start=1)}
+    weights = shares_of(tokens)
+    gain = pace_gain(weights, tokens)
+    assert 1.0 <= gain <= 1.25
+    shuffled = random.Random(seed).sample(weights, len(weights))
+    assert pace_gain(shuffled, tokens) == gain, "the same bits in any order"
