@@ -31,6 +31,8 @@ DATA = HERE / "data" / "loss_per_byte.jsonl"
 MARKS = (100, 200, 400)
 PLOT = HERE / "plots" / "loss_per_byte.png"
 POLL_SECONDS = 0.1
+# Whoever sends less than this sends nothing but what its kernel says.
+SILENT_MB = 0.1
 RUN_SECONDS_MAX = 3600.0
 SERVER = 4
 MEMBERS = 5
@@ -156,11 +158,12 @@ def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw loss over bytes sent per worker, a line through the marks of each system.
 
     The loss is that of what a worker holds for the common model: after an average that is its own
-    model, and in Shoal its live anchor.
+    model, and in Shoal its live anchor; a star is the mean of the last checkpoints. Who sends
+    nothing is a level line.
     """
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 5.5), layout="constrained")
     for system in dict.fromkeys(line["system"] for line in lines):
         runs = [line["points"] for line in lines if line["system"] == system]
         points = list(zip(*runs, strict=False))
@@ -171,17 +174,26 @@ def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             [mean - min(same) for mean, same in zip(y, losses, strict=True)],
             [max(same) - mean for mean, same in zip(y, losses, strict=True)],
         ]
-        ours = system.startswith("shoal")
-        axes.errorbar(
+        ours, name = system.startswith("shoal"), f"{system} ({len(runs)})"
+        if x[-1] < SILENT_MB:
+            axes.axhline(y[-1], color="grey", linestyle=":", label=f"{name}, at the end")
+            continue
+        drawn = axes.errorbar(
             x, y, yerr=spread, marker="o" if ours else "s", capsize=2,
-            linestyle="-" if ours else "--", label=f"{system} ({len(runs)})",
+            linestyle="-" if ours else "--", label=name,
         )  # fmt: skip
+        means = [line["average_losses"] for line in lines if line["system"] == system
+                 and "average_losses" in line]  # fmt: skip
+        if means:
+            mean = statistics.fmean(statistics.fmean(each) for each in means)
+            color = drawn.lines[0].get_color()
+            axes.plot(x[-1], mean, "*", color=color, markersize=12, label="  mean of checkpoints")
     axes.set_xscale("log")
     axes.set_xlabel("sent by each worker, MB on the wire, all overhead included")
     axes.set_ylabel("held-out loss, nats per byte")
     axes.set_title("Four workers after 100, 200 and 400 steps each (seeds)")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

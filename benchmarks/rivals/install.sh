@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 target=${1:-"$here/runs/rivals"}
 python=${PYTHON:-"$here/.venv/bin/python"}
 common=$("$python" -m pip list --format=freeze --disable-pip-version-check |
-    grep -E '^(torch|transformers|tokenizers|safetensors|numpy|psutil)==' | sed 's/+.*//')
+    grep -E '^(torch|transformers|tokenizers|safetensors|numpy|psutil|zstandard)==' | sed 's/+.*//')
 
 install() { # NAME REQUIREMENT...
     name=$1
