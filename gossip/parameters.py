@@ -276,6 +276,7 @@ def next_parameters(
     kept_per_chunk: int | None = None,
     aligned: bool = True,
     normalise_steps: bool = False,
+    weights: tuple[tuple[bytes, float], ...] | None = None,
 ) -> EpochParameters:
     """What is in force after a cut with these contributions: the same bits on every machine.
 
@@ -283,7 +284,8 @@ def next_parameters(
     epoch, (id, shard tokens, share permille) each, in any order; so are the contributions.
     kept_per_chunk: the next epoch's density, of 4096; None leaves it as it is. aligned: False
     believes everybody fully, whatever their deltas did. normalise_steps: whether deltas of the next
-    epoch count as if they had its usual steps.
+    epoch count as if they had its usual steps. weights: the next epoch's, where they are
+    certified and what the member list says of shards and shares is not known.
     """
     keys = {(contribution.member, contribution.sequence) for contribution in contributions}
     assert len(keys) == len(contributions), "a delta is in a cut once"
@@ -293,7 +295,7 @@ def next_parameters(
     steps = usual_steps((part.member, part.steps) for part in contributions)
     trust = next_trust(previous.trusted, contributions, schema) if aligned else {}
     trusted = [Member(*member, trust.get(member[0], FULL_PERMILLE)) for member in members]
-    weights = objective_weights(trusted, tokens)
+    weights = weights or objective_weights(trusted, tokens)
     kappa = measure_gain(contributions, schema)
     alpha = previous.alpha
     if len(members) == 1:

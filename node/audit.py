@@ -360,8 +360,8 @@ def _differences(
     except GossipError as error:
         yield Problem(error.reason, f"the next epoch's parameters: {error}")
         return
-    # Weights depend on the member list, which is not here; nothing else of them depends on more
-    # than who the members are.
+    # Weights depend on the member list, which is not here: the certified ones are believed. Nothing
+    # else depends on more than who the members are.
     recomputed = next_parameters(
         base.settled.parameters(base.settled.height),
         [each.contribution for each in opened],
@@ -371,6 +371,7 @@ def _differences(
         kept_per_chunk=kept_per_chunk(mesh.budget, len(certified.weights)),
         normalise_steps=mesh.normalise_steps,
         aligned=mesh.trust,
+        weights=certified.weights,
     )
     for name in ("height", "alpha", "clip", "kept_per_chunk", "tokens", "trust", "steps"):
         if getattr(recomputed, name) != getattr(certified, name):

@@ -12,7 +12,6 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from shoal.gossip.spot_check import STRIKES_OUT
 from shoal.node.inspect_client import CheckpointReply, PeerReply, StatusReply
 
 PLAIN_WIDTH = 120
@@ -262,7 +261,7 @@ def _harm_lines(reply: StatusReply) -> list[RenderableType]:
         f"evicted: {each.node_id[:8]}, by {_BY.get(each.why, each.why)}" for each in reply.evicted
     ]
     lines += [
-        f"spot checks: {peer.node_id[:8]} has {peer.strikes} of {STRIKES_OUT} strikes"
+        f"spot checks: {peer.node_id[:8]} has harmed the model, strikes: {peer.strikes}"
         for peer in reply.peers
         if peer.strikes
     ]

@@ -47,9 +47,8 @@ def contribution(
     return contribution_of(head, delta, parameters=parameters, schema=SCHEMA, load=lambda: delta)
 
 
-def after(parts: list[Contribution], **how: bool) -> EpochParameters:
-    how = {"normalise_steps": True, **how}
-    return next_parameters(NORMALISED, parts, members(4), SCHEMA, **how)
+def after(parts: list[Contribution], *, normalise_steps: bool = True) -> EpochParameters:
+    return next_parameters(NORMALISED, parts, members(4), SCHEMA, normalise_steps=normalise_steps)
 
 
 @given(

@@ -40,7 +40,7 @@ def test_a_links_speed_is_what_it_carries_while_the_steps_are_made(text: str) ->
     mesh = with_budget(MESH, text, 4, lambda: Work(parameters=10_000_000, step_seconds=0.2))
     assert mesh.budget == pytest.approx(0.2)
     assert meaning(mesh, 4, 10_000_000).startswith("256 of each 4096 values are said every 10 ")
-    assert "1.8 MB a round" in meaning(mesh, 4, 10_000_000)
+    assert "1.5 MB a round" in meaning(mesh, 4, 10_000_000)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_who_is_out_and_by_whose_word_is_told_apart() -> None:
     assert "evicted: 33333333, by evidence that proves itself" in text
     assert "evicted: 44444444, by decision of a quorum" in text
     assert "evicted: 55555555, by opinion of a quorum that measured harm" in text
-    assert "spot checks: 22222222 has 1 of 2 strikes" in text
+    assert "spot checks: 22222222 has harmed the model, strikes: 1" in text
 
 
 def test_a_failed_training_shows_its_reason() -> None:
