@@ -87,7 +87,10 @@ class MeshEnd:
         }
 
     def average(self, last: int) -> list[Path]:
-        """The mean of each node's newest checkpoints, which `shoal average` makes."""
+        """The mean of each node's newest checkpoints, which `shoal average` makes; none after a run
+        too short for it."""
+        if any(len(checkpoint_directories(node)) < 2 for node in self._nodes):
+            return []
         targets = [node / "average" for node in self._nodes]
         for node, target in zip(self._nodes, targets, strict=True):
             command = [sys.executable, "-m", "shoal.node", "average", str(node), str(target)]
