@@ -6,6 +6,8 @@ from shoal.node.doctor_findings import Finding, fine, problem, warning
 
 # A commit that is due and has not come for so many times its usual interval, and at least so long.
 LATE_TIMES, LATE_S_LEAST = 10.0, 120.0
+# So long after its start a node that has few links is no sign of anything.
+LINKS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,12 @@ def judge_quorum(facts: MeshFacts) -> Finding:
     )
     names = ", ".join(facts.missing[:4]) + (", ..." if len(facts.missing) > 4 else "")
     fix = f"start the missing ones or repair the way to them: {names}" if names else "see peers"
+    if facts.reachable < facts.quorum and facts.uptime_s < LINKS_S:
+        return warning(
+            "quorum",
+            f"{what}; it started {facts.uptime_s:.0f} s ago and may still be making its links",
+            "ask again in a minute",
+        )
     if facts.reachable < facts.quorum:
         return problem("quorum", f"{what}: nothing can be decided from here", fix)
     if facts.missing and facts.reachable == facts.quorum:

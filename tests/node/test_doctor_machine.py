@@ -265,6 +265,8 @@ def test_a_quorum_or_none() -> None:
     below = judge_quorum(mesh(reachable=2, missing=("aaaa0000", "bbbb0000")))
     assert below.verdict is PROBLEM and "2 of 4" in below.what
     assert judge_quorum(mesh(role="joining")).verdict is WARNING
+    started = judge_quorum(mesh(reachable=1, missing=("aaaa0000", "bbbb0000"), uptime_s=3.0))
+    assert started.verdict is WARNING and "started 3 s ago" in started.what
 
 
 def test_commits_that_do_not_come() -> None:
