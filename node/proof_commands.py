@@ -87,10 +87,11 @@ def average(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the mean of the newest checkpoints, which is better than each of them.
+    """Make the mean of the newest checkpoints, often better than each of them.
 
-    It has less of the noise of the last steps, while the learning rate is high. Verifies every
-    part first; the result opens like a checkpoint, but has no certificate of its own. A node keeps
+    It has less of the noise of the last steps, while the learning rate is high; where the model
+    still learns much from one checkpoint to the next, it lags behind instead. Verifies every part
+    first; the result opens like a checkpoint, but has no certificate of its own. A node keeps
     retention.keep_whole checkpoints to take the mean of.
 
     Example: shoal average runs/mesh/node0 runs/averaged
