@@ -139,9 +139,9 @@ def _quantise(
     """
     tensors = kept_per_tensor.size
     magnitudes = np.abs(values)
-    starts = np.cumsum(kept_per_tensor) - kept_per_tensor
     large = np.zeros(values.size, dtype=np.bool_)
     if split:
+        starts = np.cumsum(kept_per_tensor) - kept_per_tensor
         means = np.add.reduceat(magnitudes, starts, dtype=np.float64) / kept_per_tensor
         large = magnitudes >= np.repeat(means.astype(np.float32), kept_per_tensor)
     positive = ~np.signbit(values)

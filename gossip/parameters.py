@@ -15,7 +15,7 @@ Source: reference/algorithms.md 1.4 (gain, clip), 1.6 (weights).
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -296,15 +296,9 @@ def next_parameters(
     trust = next_trust(previous.trusted, contributions, schema) if aligned else {}
     trusted = [Member(*member, trust.get(member[0], FULL_PERMILLE)) for member in members]
     weights = weights or objective_weights(trusted, tokens)
-    kappa = measure_gain(contributions, schema)
-    alpha = previous.alpha
-    if len(members) == 1:
-        alpha = 1.0
-    elif kappa is not None:
-        alpha = _gain(kappa, len(members)) * pace_gain(weights, tokens)
     return EpochParameters(
         height=previous.height + 1,
-        alpha=alpha,
+        alpha=_next_alpha(previous.alpha, contributions, schema, weights, tokens),
         weights=weights,
         clip=_next_clip(previous.clip, contributions, clip_factor),
         kept_per_chunk=kept_per_chunk or previous.kept_per_chunk,
@@ -314,9 +308,22 @@ def next_parameters(
     )
 
 
-def _gain(kappa: Fraction, members: int) -> float:
+def _next_alpha(
+    previous: float,
+    contributions: Sequence[Contribution],
+    schema: ModelSchema,
+    weights: Sequence[tuple[bytes, float]],
+    tokens: Mapping[bytes, int],
+) -> float:
+    members = len(weights)
+    if members == 1:
+        return 1.0
+    kappa = measure_gain(contributions, schema)
+    if kappa is None:
+        return previous
     # Beyond the root only where a sum of magnitudes wrapped around.
-    return GAIN * min(max(1.0, float(min(kappa, Fraction(members)))), math.sqrt(members))
+    gain = GAIN * min(max(1.0, float(min(kappa, Fraction(members)))), math.sqrt(members))
+    return gain * pace_gain(weights, tokens)
 
 
 def _next_clip(

@@ -92,12 +92,12 @@ def pace_gain(weights: Sequence[tuple[bytes, float]], tokens: Mapping[bytes, int
     if not known:
         return 1.0
     middle = median_low(known)
-    pace = math.fsum(
-        weight * min(max(tokens.get(member, 0) / middle, 1 / SPEED_MAX), SPEED_MAX)
-        if tokens.get(member, 0) > 0
-        else weight
-        for member, weight in weights
-    )
+    speeds = {
+        member: min(max(count / middle, 1 / SPEED_MAX), SPEED_MAX)
+        for member, count in tokens.items()
+        if count > 0
+    }
+    pace = math.fsum(weight * speeds.get(member, 1.0) for member, weight in weights)
     return min(max(1.0, 1.0 / pace), PACE_GAIN_MAX)
 
 

@@ -61,7 +61,7 @@ def average(
         weights = proofs[-1].weights_name
         tell("averaging", 0, 0)
         save_file(mean([part / weights for part in parts]), made / weights, {"format": "pt"})
-        (made / AVERAGE).write_text(json.dumps(_facts(proofs), indent=2) + "\n")
+        (made / AVERAGE).write_text(json.dumps(facts_of(proofs), indent=2) + "\n")
         made.rename(target)
     return proofs
 
@@ -88,7 +88,8 @@ def _copy_what_is_no_weights(checkpoint: Path, made: Path) -> None:
         shutil.copyfile(checkpoint / name, made / name)
 
 
-def _facts(proofs: Sequence[Proof]) -> dict[str, object]:
+def facts_of(proofs: Sequence[Proof]) -> dict[str, object]:
+    """What average.json says: the mesh, and the parts in the order of `proofs`."""
     return {
         "mesh": proofs[-1].mesh_id.hex(),
         "parts": [

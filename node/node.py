@@ -354,7 +354,7 @@ class Node:
 
     def _on_certified(self, found: Certified, materialised: bool) -> None:
         self.state.remember(found, materialised=materialised)
-        if materialised and self._trainer is not None:
+        if materialised and found.height == self._model.height and self._trainer is not None:
             self._evaluation.soon(self._trainer, self._spot_checks.of(self._trainer, found))
 
     async def _on_unsaid(self, unsaid: list[Unsaid]) -> None:

@@ -100,10 +100,10 @@ def average(
 
     mesh_id = trusted_mesh(trust) if trust is not None else None
     with shown("loading"):
-        from shoal.node.average import AVERAGE, average
+        from shoal.node.average import average, facts_of
 
         proofs = average(directory, target, last=last, trust=mesh_id, tell=tell)
-    facts = json.loads((target / AVERAGE).read_text())
+    facts = facts_of(proofs)
     heights = ", ".join(str(proof.record.height) for proof in proofs)
     line = f"{target} is the mean of the certified checkpoints {heights} of mesh {facts['mesh']}"
     answer({"directory": str(target), **facts}, [line], as_json=as_json)

@@ -108,11 +108,9 @@ class SpotChecks:
         self._consensus = consensus
 
     def of(self, trainer: TrainerProcess, found: Certified) -> Callable[[], Awaitable[None]] | None:
-        """The check of this checkpoint, at the moment that it is the newest one here; None where
-        nothing is to be checked."""
-        before, height = self._model.before, self._model.height
-        behind = self._consensus.replica.ledger.height > height
-        if before is None or behind or found.height != height:
+        """The check of the newest checkpoint here, `found`; None where nothing is to be checked."""
+        before = self._model.before
+        if before is None or self._consensus.replica.ledger.height > found.height:
             return None
         resting = asyncio.get_running_loop().time() < self._rest_until
         if resting or not self._mesh.now().evict_harmful:
