@@ -28,7 +28,7 @@ from shoal.node.aside import aside
 from shoal.node.config import CONFIG_NAME, Settings, load_settings
 from shoal.node.doctor_findings import Finding, Report, fine, from_error, not_checked, problem
 from shoal.node.errors import UserError
-from shoal.node.identity import Identity
+from shoal.node.identity import Identity, short
 from shoal.node.wire import PROTOCOL_VERSION
 
 # The places come first, as the others need them; then everything else at once.
@@ -36,8 +36,8 @@ PLACE_S_MAX = 3.0
 CHECKS_S_MAX = 9.0
 _PLACE = ("directory", "key", "key-backup", "votes", "genesis")
 _DISK = ("disk-space", "file-system", "fsync")
-_HERE = ("node", "listen", "join", "inspect", "metrics", "quorum", "commits", "training")
-_MEMBERS = ("peers", "clock", "protocol", "advertised")
+_HERE = ("node", "listen", "join", "inspect", "metrics", "commits", "training")
+_MEMBERS = ("quorum", "peers", "clock", "protocol", "advertised")
 _NO_DIRECTORY = "no directory was named (shoal doctor DIR)"
 _SLOW_DISK = "see the system's log for the disk, or whether the network file system is there"
 
@@ -267,16 +267,20 @@ async def _here(
     findings = [doctor_ports.judge_port(each, me, running=seen.running) for each in seen.ports]
     findings.append(_node(patient))
     if seen.status is None:
-        why = "this node does not run" if seen.running is False else "its status is not known"
-        of_status = _HERE[_HERE.index("quorum") :]
-        return [*findings, *(not_checked(each, patient.unknown or why) for each in of_status)]
+        why = _no_status(patient, seen)
+        return [*findings, *(not_checked(each, why) for each in ("commits", "training"))]
     mesh = doctor_network.mesh_facts(seen.status, settings)
     return [
         *findings,
-        doctor_mesh.judge_quorum(mesh),
         doctor_mesh.judge_commits(mesh),
         doctor_mesh.judge_training(mesh),
     ]
+
+
+def _no_status(patient: Patient, seen: doctor_network.Here) -> str:
+    if patient.unknown:
+        return patient.unknown
+    return "this node does not run" if seen.running is False else "its status is not known"
 
 
 def _node(patient: Patient) -> Finding:
@@ -302,10 +306,17 @@ async def _members(
     peers = await asyncio.gather(
         *(doctor_network.ask_member(*each, identity, clock) for each in asked)
     )
+    silent = {short(each.node_id) for each in peers if not each.answers}
+    quorum = (
+        doctor_mesh.judge_quorum(doctor_network.mesh_facts(seen.status, settings), silent)
+        if seen.status is not None
+        else not_checked("quorum", _no_status(patient, seen))
+    )
     refused = doctor_network.refused_for_protocol(seen.status)
     alone = not asked and bool(founders)
     advertised = settings.node.advertised
     return [
+        quorum,
         doctor_peers.judge_peers(peers, alone=alone, running=seen.running),
         doctor_peers.judge_clock(peers),
         doctor_peers.judge_protocol(peers, PROTOCOL_VERSION, __version__, refused),

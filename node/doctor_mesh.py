@@ -1,5 +1,6 @@
 """What the running node says of the mesh: a quorum, commits, training (`shoal doctor`)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from shoal.node.doctor_findings import Finding, fine, problem, warning
@@ -29,14 +30,17 @@ class MeshFacts:
     training: str
 
 
-def judge_quorum(facts: MeshFacts) -> Finding:
-    """Whether enough validators are there for anything to be decided."""
+def judge_quorum(facts: MeshFacts, silent: Collection[str] = ()) -> Finding:
+    """Whether enough validators are there for anything to be decided. silent: members that were
+    asked and gave no answer, named; a young node's links to the others may still be made."""
     what = (
         f"{facts.reachable} of {facts.validators} validators can be reached, quorum {facts.quorum}"
     )
     names = ", ".join(facts.missing[:4]) + (", ..." if len(facts.missing) > 4 else "")
     fix = f"start the missing ones or repair the way to them: {names}" if names else "see peers"
-    if facts.reachable < facts.quorum and facts.uptime_s < LINKS_S:
+    to_come = sum(each not in silent for each in facts.missing)
+    young = facts.uptime_s < LINKS_S and facts.reachable + to_come >= facts.quorum
+    if facts.reachable < facts.quorum and young:
         return warning(
             "quorum",
             f"{what}; it started {facts.uptime_s:.0f} s ago and may still be making its links",

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,8 +266,14 @@ def test_a_quorum_or_none() -> None:
     below = judge_quorum(mesh(reachable=2, missing=("aaaa0000", "bbbb0000")))
     assert below.verdict is PROBLEM and "2 of 4" in below.what
     assert judge_quorum(mesh(role="joining")).verdict is WARNING
-    started = judge_quorum(mesh(reachable=1, missing=("aaaa0000", "bbbb0000"), uptime_s=3.0))
+
+
+def test_a_young_node_still_makes_its_links_unless_the_others_are_silent() -> None:
+    young = mesh(reachable=1, missing=("aaaa0000", "bbbb0000", "cccc0000"), uptime_s=3.0)
+    started = judge_quorum(young, silent={"cccc0000"})
     assert started.verdict is WARNING and "started 3 s ago" in started.what
+    assert judge_quorum(young, silent={"bbbb0000", "cccc0000"}).verdict is PROBLEM
+    assert judge_quorum(replace(young, uptime_s=60.0)).verdict is PROBLEM
 
 
 def test_commits_that_do_not_come() -> None:
