@@ -3,8 +3,8 @@
 A LlamaConfig of 1,820,352 parameters (10,720,128 where that is asked for), one token per byte; the
 reference topics and the sources of the standard library, ordered by the hash of their names: a
 first part that nobody trains on, and four shards of equal length. AdamW (0.9, 0.95) at 1e-3, weight
-decay 0.1, 20 steps of warm-up and then level; 8 sequences of 128 tokens a step; gradients clipped
-at a norm of 1.
+decay 0.1, 20 steps of warm-up and then level; 8 sequences of 128 tokens a step, or fewer where that
+is asked for; gradients clipped at a norm of 1.
 
 A `Worker` is the part of every rival that learns: it draws the same text, by Shoal's own functions
 (training/), as a Shoal node with the same seed does at the default local steps, and takes the same
@@ -39,7 +39,6 @@ from shoal.training.weights_file import read_weights, write_weights
 WORKERS = 4
 BATCH = 8
 SEQUENCE = 128
-STEP_TOKENS = BATCH * SEQUENCE
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 WARMUP_STEPS = 20
@@ -74,7 +73,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "10M": {**MODEL, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6},
 }
 CONFIG_FILE = "config.json"
-MARKS_FILE = "marks.json"
+WORK_FILE = "work.json"
 HELD_OUT_FILE = "held-out.txt"
 
 
@@ -83,13 +82,17 @@ def shard_name(index: int | str) -> str:
     return f"shard{index}.jsonl"
 
 
-def prepare(directory: Path, marks: Sequence[int], model: str = "2M") -> None:
+def prepare(
+    directory: Path, marks: Sequence[int], model: str = "2M", *, batch: int = BATCH
+) -> None:
     """Write the model's configuration, the shards and the held-out text, the same every time.
 
-    marks: steps of each worker after which its weights are kept. model: one of MODELS.
+    marks: steps of each worker after which its weights are kept. model: one of MODELS. batch:
+    sequences of a worker's step.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / MARKS_FILE).write_text(json.dumps(list(marks)) + "\n")
+    given = {"marks": list(marks), "batch": batch}
+    (directory / WORK_FILE).write_text(json.dumps(given) + "\n")
     (directory / CONFIG_FILE).write_text(json.dumps(MODELS[model], indent=1) + "\n")
     documents = sorted(
         (hashlib.sha256(name.encode()).digest(), text) for name, text in named_documents()
@@ -110,7 +113,12 @@ def prepare(directory: Path, marks: Sequence[int], model: str = "2M") -> None:
 
 def read_marks(directory: Path) -> list[int]:
     """The marks that `prepare` was given."""
-    return [int(mark) for mark in json.loads((directory / MARKS_FILE).read_text())]
+    return [int(mark) for mark in json.loads((directory / WORK_FILE).read_text())["marks"]]
+
+
+def read_batch(directory: Path) -> int:
+    """The sequences of a step that `prepare` was given."""
+    return int(json.loads((directory / WORK_FILE).read_text())["batch"])
 
 
 def first_seed(seed: int) -> int:
@@ -157,12 +165,18 @@ class Worker:
         self.corpus = load(str(directory / shard_name(index)), ByteTokenizer())
         self.steps = 0
         self._marks = read_marks(directory)
+        self.batch = read_batch(directory)
         self.computing_seconds = 0.0
         self._seed = first_seed(seed) + index
         self._out = out / f"worker{index}"
         self._begun_at = 0
         self._recipe = recipe or Recipe()
         self.trainer = self._new_trainer(WARMUP_STEPS)
+
+    @property
+    def step_tokens(self) -> int:
+        """How many tokens one step trains on."""
+        return self.batch * SEQUENCE
 
     def forget_moments(self) -> None:
         """Begin again with a new optimiser at the full rate, as stateless workers do each round."""
@@ -172,14 +186,14 @@ class Worker:
     def _new_trainer(self, warmup_steps: int) -> LocalTrainer:
         schedule = Schedule(
             learning_rate=self._recipe.learning_rate,
-            warmup_tokens=warmup_steps * STEP_TOKENS,
+            warmup_tokens=warmup_steps * self.step_tokens,
             schedule_tokens=self._recipe.schedule_tokens // WORKERS,
         )
         return LocalTrainer(
             self.model,
             self.corpus,
             schedule,
-            batch=BATCH,
+            batch=self.batch,
             sequence=SEQUENCE,
             weight_decay=WEIGHT_DECAY,
             muon_scale=self._recipe.muon_scale,
@@ -193,7 +207,7 @@ class Worker:
             (self._out / BEGAN).touch()
         started = time.perf_counter()
         round, step = divmod(self.steps, ROUND_STEPS)
-        tokens = (self.steps - self._begun_at) * STEP_TOKENS
+        tokens = (self.steps - self._begun_at) * self.step_tokens
         loss = self.trainer.step(round=1 + round, step=step, tokens=tokens)
         self.steps += 1
         self.computing_seconds += time.perf_counter() - started

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common_work import BATCH, SEQUENCE, evaluate, prepare, read_batch
 from benchmarks.network import Shape, Star, enter
 
 HERE = Path(__file__).resolve().parent
@@ -45,19 +46,20 @@ def run(
     marks: Sequence[int],
     shape: Shape | None = None,
     model: str = "2M",
+    batch: int = BATCH,
 ) -> dict[str, Any]:
     """Carry out one run of one system; returns its line. Raises SystemFailed.
 
-    marks: steps of each worker after which its weights are measured; the last is the end.
+    marks: steps of each worker after which its weights are measured; the last is the end. model,
+    batch: as in common_work.prepare.
     """
-    from benchmarks.common_work import evaluate, prepare
     from benchmarks.systems import Job, start
 
     with tempfile.TemporaryDirectory(
         prefix="shoal-benchmark-", ignore_cleanup_errors=True
     ) as scratch:
         work = Path(scratch) / "work"
-        prepare(work, marks, model)
+        prepare(work, marks, model, batch=batch)
         job = Job(system, seed, marks, work, Path(scratch) / "run")
         began = time.monotonic()
         with Star(MEMBERS, shape) as star:
@@ -68,7 +70,7 @@ def run(
             facts = running.finish()
         averages = running.averages()
         if averages:
-            facts["average_losses"] = _measured(evaluate, work, averages)
+            facts["average_losses"] = _measured(work, averages)
         return {
             "benchmark": "loss_per_byte",
             "system": system,
@@ -104,27 +106,25 @@ def _watch(running: Any, star: Star, began: float) -> dict[int, list[int]]:
 
 
 def _point(work: Path, running: Any, mark: int, sent: list[int]) -> dict[str, Any]:
-    from benchmarks.common_work import STEP_TOKENS, evaluate
-
-    losses = _measured(evaluate, work, running.weights[mark])
+    losses = _measured(work, running.weights[mark])
     reached = max(path.stat().st_mtime for path in running.weights[mark])
     point = {
         "mark": mark,
         "seconds": round(reached - running.began(), 1),
         "steps": running.steps_at[mark],
-        "tokens_per_worker": running.steps_at[mark] * STEP_TOKENS,
+        "tokens_per_worker": running.steps_at[mark] * read_batch(work) * SEQUENCE,
         "loss": round(statistics.fmean(losses), 4),
         "losses": [round(loss, 4) for loss in losses],
         "sent_bytes": sent,
         "sent_mb": round(statistics.fmean(sent) / 1e6, 3),
     }
     if common := running.common.get(mark):
-        point["common_losses"] = [round(x, 4) for x in _measured(evaluate, work, common)]
+        point["common_losses"] = [round(x, 4) for x in _measured(work, common)]
         point["common_loss"] = round(statistics.fmean(point["common_losses"]), 4)
     return point
 
 
-def _measured(evaluate: Any, work: Path, files: Sequence[Path]) -> list[float]:
+def _measured(work: Path, files: Sequence[Path]) -> list[float]:
     """Measure each different file once: many systems leave everybody with the same weights."""
     known: dict[bytes, float] = {}
     losses = []

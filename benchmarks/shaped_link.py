@@ -5,11 +5,13 @@
 The same systems and work as loss_per_byte.py, each worker behind its own shaped line (network.py:
 tbf towards the switch; delay and the other direction by a switch of our own, for want of netem). A
 system that takes hours on a slow line is given few steps: how many steps it needs for the loss does
-not depend on the line where everybody waits for everybody, so they come from loss_per_byte.jsonl,
-the seconds of a step from here, and the result says "extrapolated". Shoal waits for nobody, so its
-own curve counts, as far as it was run. The share of time spent computing is the time of a step of
-four workers that never talk ("alone", with the same optimiser, measured first, on the same
-processors) over that of a step.
+not depend on the line where everybody waits for everybody, so they come from runs without one
+(those of loss_per_byte.jsonl, and those made here with `--rates 0`), the seconds of a step from the
+run on the line, and the result says "extrapolated". Shoal and hivemind wait for nobody, so their
+own curves count, as far as they were run. `--batch` changes how much a step computes, and the bytes
+stay: what a quicker processor would see of the line. The share of time spent computing is the time
+of a step of four workers that never talk ("alone", with the same optimiser, measured first, on the
+same processors) over that of a step.
 
 JSON lines go to benchmarks/data/shaped_link.jsonl.
 """
@@ -23,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common_work import MODELS
+from benchmarks.common_work import BATCH, MODELS
 from benchmarks.loss_per_byte import DATA as CURVES
 from benchmarks.loss_per_byte import read_lines, run
 from benchmarks.network import Shape, enter
@@ -31,6 +33,8 @@ from shoal.node.genesis import MeshParameters
 
 DATA = CURVES.with_name("shaped_link.jsonl")
 RATES_MBIT = (10.0, 50.0, 200.0, 1000.0)
+# How far these get in a step depends on the line.
+WAIT_FOR_NOBODY = ("shoal", "hivemind")
 Curve = Sequence[tuple[float, float]]
 
 
@@ -56,7 +60,7 @@ def time_to_loss(
     if (seconds := reaches(own, loss)) is not None:
         return seconds, False
     same = [other["points"] for other in curves if other["system"] == line["system"]]
-    if not same or line["system"].startswith("shoal"):
+    if not same or line["system"].startswith(WAIT_FOR_NOBODY):
         return None, False
     curve = [
         (points[0]["steps"], statistics.fmean(point["loss"] for point in points))
@@ -66,15 +70,25 @@ def time_to_loss(
     return (None if steps is None else steps * line["seconds_per_step"]), True
 
 
+def without_line(
+    lines: Sequence[dict[str, Any]], model: str, batch: int
+) -> list[Mapping[str, Any]]:
+    """The runs of the same work on no line at all."""
+    work = (model, batch)
+    same = [each for each in lines if (each.get("model", "2M"), each.get("batch", BATCH)) == work]
+    return [each for each in same if "rate_mbit" not in each]
+
+
 def measure(
-    system: str, shape: Shape | None, marks: Sequence[int], seed: int, model: str
+    system: str, shape: Shape | None, marks: Sequence[int], seed: int, model: str, batch: int
 ) -> dict[str, Any]:
     """One run; its line with the time of a step."""
-    line = run(system, seed=seed, marks=marks, shape=shape, model=model)
+    line = run(system, seed=seed, marks=marks, shape=shape, model=model, batch=batch)
     last = line["points"][-1]
     per_step = round(last["seconds"] / last["steps"], 4)
     shaped = {"rate_mbit": shape.rate_mbit, "delay_ms": shape.delay_ms} if shape else {}
-    named = {"benchmark": "shaped_link", "model": model, "seconds_per_step": per_step}
+    named = {"benchmark": "shaped_link", "model": model, "batch": batch}
+    named["seconds_per_step"] = per_step
     return {**line, **named, **shaped}
 
 
@@ -91,8 +105,9 @@ def main() -> None:
     """Measure what was asked for; print a line each and keep it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--systems", nargs="+", required=True)
-    parser.add_argument("--rates", nargs="+", type=float, default=RATES_MBIT)
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES_MBIT, help="0: none")
     parser.add_argument("--delay-ms", type=float, default=20.0, help="one way")
+    parser.add_argument("--batch", type=int, default=BATCH, help="sequences a step")
     parser.add_argument("--marks", nargs="+", type=int, default=[100, 200])
     parser.add_argument("--loss", type=float, default=2.2, help="nats per byte")
     parser.add_argument("--seed", type=int, default=0)
@@ -100,16 +115,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     enter("benchmarks.shaped_link")
-    seed, model = options.seed, options.model
+    work = options.seed, options.model, options.batch
     alone = {
-        recipe: measure(f"alone{recipe}", None, [min(options.marks)], seed, model)
+        recipe: measure(f"alone{recipe}", None, [min(options.marks)], *work)
         for recipe in {recipe_of(system) for system in options.systems}
     }
-    # The curves are the small model's.
-    curves = read_lines(CURVES) if model == "2M" else []
+    known = read_lines(CURVES) + read_lines(options.data)
+    curves = without_line(known, options.model, options.batch)
     for rate in options.rates:
+        shape = Shape(rate, options.delay_ms) if rate else None
         for system in options.systems:
-            line = measure(system, Shape(rate, options.delay_ms), options.marks, seed, model)
+            line = measure(system, shape, options.marks, *work)
             quiet = alone[recipe_of(system)]["seconds_per_step"]
             seconds, extrapolated = time_to_loss(line, curves, options.loss)
             line |= {

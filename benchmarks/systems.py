@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common_work import (
-    BATCH,
     BEGAN,
     CONFIG_FILE,
     LEARNING_RATE,
     SCHEDULE_TOKENS,
     SEQUENCE,
-    STEP_TOKENS,
     WARMUP_STEPS,
     WORKERS,
     first_seed,
+    read_batch,
     shard_name,
 )
 from benchmarks.mesh_end import MeshEnd
@@ -239,7 +238,8 @@ def _end(processes: "Sequence[subprocess.Popen[bytes]]") -> dict[str, object]:
 
 def _start_shoal(job: Job, star: Star, variant: str) -> Running:
     """`shoal init`, then `shoal run` for each node, as a person would."""
-    mesh = _mesh_parameters(variant)
+    batch = read_batch(job.work)
+    mesh = _mesh_parameters(variant, batch * SEQUENCE)
     local_steps = int(mesh.get("local_steps", MeshParameters().local_steps))
     rounds = {mark: -(-mark // local_steps) for mark in job.marks}
     preset = job.out / "preset.toml"
@@ -247,7 +247,7 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
     preset.write_text("[mesh]\n" + "".join(f"{key} = {value}\n" for key, value in mesh.items()))
     command = [sys.executable, "-m", "shoal.node"]
     settings = {
-        "train.batch": BATCH,
+        "train.batch": batch,
         "train.sequence": SEQUENCE,
         "train.max_rounds": max(rounds.values()),
         "train.snapshot_rounds": ",".join(map(str, rounds.values())),
@@ -285,11 +285,11 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
     )
 
 
-def _mesh_parameters(variant: str) -> dict[str, str]:
+def _mesh_parameters(variant: str, step_tokens: int) -> dict[str, str]:
     given = dict(item.split("=", 1) for item in variant.split(",") if item)
     return {
         "learning_rate": str(LEARNING_RATE),
-        "warmup_tokens": str(WARMUP_STEPS * STEP_TOKENS * WORKERS),
+        "warmup_tokens": str(WARMUP_STEPS * step_tokens * WORKERS),
         "schedule_tokens": str(SCHEDULE_TOKENS),
         **given,
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 import hivemind
 from hivemind.compression import Float16Compression
 
-from benchmarks.common_work import BATCH, WORKERS, Worker
+from benchmarks.common_work import WORKERS, Worker
 
 MATCHMAKING_SECONDS = 5.0
 AVERAGING_SECONDS = 60.0
@@ -56,8 +56,8 @@ def main() -> None:
     worker.trainer.optimiser.adamw = optimizer = hivemind.Optimizer(
         dht=dht,
         run_id="common-work",
-        batch_size_per_step=BATCH,
-        target_batch_size=WORKERS * options.local_steps * BATCH,
+        batch_size_per_step=worker.batch,
+        target_batch_size=WORKERS * options.local_steps * worker.batch,
         optimizer=worker.trainer.optimiser.adamw,
         use_local_updates=True,
         matchmaking_time=MATCHMAKING_SECONDS,

@@ -5,7 +5,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from benchmarks.common_work import STEP_TOKENS, Worker
+from benchmarks.common_work import Worker
 
 app = ClientApp()
 
@@ -32,7 +32,7 @@ def train(message: Message, context: Context) -> Message:
         {
             "arrays": ArrayRecord({"weights": worker.model.flat}),
             # What the mean is weighted by: everybody has done as much.
-            "metrics": MetricRecord({"num-examples": local_steps * STEP_TOKENS}),
+            "metrics": MetricRecord({"num-examples": local_steps * worker.step_tokens}),
         }
     )
     return Message(content=content, reply_to=message)
