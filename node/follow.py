@@ -6,19 +6,20 @@ implementation that a stranger would use, after which nothing of it had changed 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from shoal.node.checkpoint_dirs import newest_checkpoint
+from shoal.node.checkpoint_dirs import checkpoint_directories, newest_checkpoint
 from shoal.node.errors import DamagedError, UserError
 from shoal.node.local_model import open_model, own_base
-from shoal.node.verify import trusted_mesh, verify_checkpoint
+from shoal.node.verify import Proof, trusted_mesh, verify_checkpoint
 from shoal.serving.answers import Origin
 from shoal.serving.desk import Served
 from shoal.serving.errors import RequestError
 from shoal.serving.text_model import TextModel
+from shoal.training.weights_file import read_weights
 
 Template = Callable[[list[dict[str, str]]], str]
 
@@ -34,10 +35,13 @@ class Follower:
         base: Path | None,
         device: torch.device,
         clock: Callable[[], float],
+        average: int = 1,
     ) -> None:
         """directory: a node's, or a checkpoint; trust: the mesh id that each must be of, or else
         it is that of the node's genesis, or of the first checkpoint; base: directory of the model
-        that adapters are for, or else the node's own; clock: seconds since 1970.
+        that adapters are for, or else the node's own; clock: seconds since 1970; average: of how
+        many of the newest checkpoints the mean is opened, as `shoal average` makes it; of as many
+        as there are while there are fewer.
         """
         genesis = directory / "genesis" / "genesis.json"
         if trust is None and genesis.is_file():
@@ -47,6 +51,7 @@ class Follower:
         self._base = own_base(directory, base)
         self._device = device
         self._clock = clock
+        self._average = average
         self._height = 0
         self._seen: object = None
 
@@ -56,34 +61,51 @@ class Follower:
         Each is judged once, unless its files change. Raises UserError where there is none, and
         where it is not what its certificate says.
         """
-        path = newest_checkpoint(self._directory)
-        seen = _state(path)
+        paths = self._newest()
+        seen = [_state(path) for path in paths]
         if seen == self._seen:
             return None
         self._seen = seen
-        proof = verify_checkpoint(path, self._trust, deltas=False)
-        if proof.record.height <= self._height:
+        proofs: list[Proof] = []
+        for path in paths:
+            mesh_id = proofs[0].mesh_id if proofs else self._trust
+            proofs.append(verify_checkpoint(path, mesh_id, deltas=False))
+        newest = proofs[-1]
+        if newest.record.height <= self._height:
             return None
+        heights = tuple(proof.record.height for proof in proofs)
         served = Served(
-            model=self._open(path),
+            model=self._open(proofs),
             origin=Origin(
-                height=proof.record.height,
-                root=proof.record.anchor_root.hex(),
-                mesh=proof.mesh_id.hex(),
+                height=newest.record.height,
+                root=newest.record.anchor_root.hex(),
+                mesh=newest.mesh_id.hex(),
+                averaged=heights if len(heights) > 1 else (),
             ),
             created=int(self._clock()),
-            template=open_template(path),
+            template=open_template(newest.directory),
         )
-        if _state(path) != seen:
+        if [_state(path) for path in paths] != seen:
             self._seen = None
-            raise DamagedError(f"{path} was changed while it was read")
-        self._trust, self._height = proof.mesh_id, proof.record.height
+            raise DamagedError(f"{newest.directory} was changed while it was read")
+        self._trust, self._height = newest.mesh_id, newest.record.height
         return served
 
-    def _open(self, path: Path) -> TextModel:
-        model, tokenizer = open_model(path, self._base)
+    def _newest(self) -> list[Path]:
+        """Ascending; never none."""
+        newest = newest_checkpoint(self._directory)
+        several = list(checkpoint_directories(self._directory).values())[-self._average :]
+        return several if newest in several else [newest]
+
+    def _open(self, proofs: Sequence[Proof]) -> TextModel:
+        model, tokenizer = open_model(proofs[-1].directory, self._base)
         if model.mask_token is not None:
             raise UserError("this is a masked model: it fills in hidden tokens, it writes no text")
+        if len(proofs) > 1:
+            total = torch.zeros(model.size, dtype=torch.float64)
+            for proof in proofs:
+                total += read_weights(proof.directory / proof.weights_name, model)
+            model.flat.copy_(total / len(proofs))
         return TextModel(model.module.to(self._device), tokenizer)
 
 

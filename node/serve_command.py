@@ -30,6 +30,9 @@ def serve(
         Path | None,
         typer.Option(help="directory of the model that the checkpoint's adapters are for"),
     ] = None,
+    average: Annotated[
+        int, typer.Option(min=1, max=64, help="serve the mean of so many newest checkpoints")
+    ] = 1,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="of its arithmetic")] = 1,
     requests: Annotated[
         int, typer.Option(min=1, max=1024, help="answered at a time; more are told to wait")
@@ -51,7 +54,10 @@ def serve(
     if grpc:
         read_key(api_key_file, grpc, "--grpc")
     mesh_id = trusted_mesh(trust) if trust is not None else None
-    newest_checkpoint(directory)
+    if newest_checkpoint(directory) == directory and average > 1:
+        raise UserError(
+            f"{directory} is one checkpoint; --average {average} needs a node's directory"
+        )
     limit_threads(threads)
     # It loads torch, which reads that.
     from shoal.node.follow import Follower
@@ -66,6 +72,7 @@ def serve(
         base=base,
         device=pick_device(device or "cpu"),
         clock=time.time,
+        average=average,
     )
     with shown("verifying the newest checkpoint"):
         first = follower.look()

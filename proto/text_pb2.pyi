@@ -87,6 +87,7 @@ class GenerateReply(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     MESH_FIELD_NUMBER: _builtins.int
+    AVERAGED_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """some more, maybe nothing"""
     tokens: _builtins.int
@@ -102,6 +103,10 @@ class GenerateReply(_message.Message):
     """its root, in hex"""
     mesh: _builtins.str
     """the mesh's id, in hex"""
+    @_builtins.property
+    def averaged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """where the model is a mean of checkpoints: the heights of all of them"""
+
     def __init__(
         self,
         *,
@@ -113,10 +118,11 @@ class GenerateReply(_message.Message):
         height: _builtins.int = ...,
         root: _builtins.str = ...,
         mesh: _builtins.str = ...,
+        averaged: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "height", b"height", "mesh", b"mesh", "prompt_tokens", b"prompt_tokens", "reused_tokens", b"reused_tokens", "root", b"root", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["averaged", b"averaged", "finish", b"finish", "height", b"height", "mesh", b"mesh", "prompt_tokens", b"prompt_tokens", "reused_tokens", b"reused_tokens", "root", b"root", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,16 +9,21 @@ from shoal.serving.text_model import Piece
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Which certified checkpoint a model is: everybody can check it with `shoal verify`."""
+    """Which certified checkpoint a model is: everybody can check it with `shoal verify`.
+
+    averaged: where it is the mean of several, the heights of all; height and root are the newest's.
+    """
 
     height: int
     root: str
     mesh: str
+    averaged: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
         """OpenAI's word for what a client compares to see that the model has changed."""
-        return f"shoal-{self.height}-{self.root[:16]}"
+        mean = f"-mean{len(self.averaged)}" if self.averaged else ""
+        return f"shoal-{self.height}-{self.root[:16]}{mean}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -27,7 +32,8 @@ class Origin:
 
     def to_json(self) -> dict[str, Any]:
         """The field "shoal" of an answer."""
-        return {"height": self.height, "root": self.root, "mesh": self.mesh}
+        said = {"height": self.height, "root": self.root, "mesh": self.mesh}
+        return {**said, "averaged": list(self.averaged)} if self.averaged else said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

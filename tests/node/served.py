@@ -31,8 +31,9 @@ def certify(directory: Path, height: int, **mesh: Any) -> Path:
     return CertifiedMesh("ABCD", anchor=anchor, height=height, **given).write(directory)
 
 
-def make_follower(directory: Path, trust: bytes | None = None) -> Follower:
-    return Follower(directory, trust=trust, base=None, device=torch.device("cpu"), clock=time.time)
+def make_follower(directory: Path, trust: bytes | None = None, average: int = 1) -> Follower:
+    cpu = torch.device("cpu")
+    return Follower(directory, trust=trust, base=None, device=cpu, clock=time.time, average=average)
 
 
 class Loopback:
@@ -71,9 +72,11 @@ class Loopback:
 
 
 @asynccontextmanager
-async def loopback(directory: Path, *, key: str = "", **how: Any) -> AsyncIterator[Loopback]:
+async def loopback(
+    directory: Path, *, key: str = "", average: int = 1, **how: Any
+) -> AsyncIterator[Loopback]:
     """Serve a directory as `shoal serve` does, but look for newer checkpoints without pause."""
-    follower = make_follower(directory)
+    follower = make_follower(directory, average=average)
     first = follower.look()
     assert first is not None
     serving, listener = Serving(follower, first, look_every_s=0.05), bind("127.0.0.1:0")

@@ -70,6 +70,20 @@ def test_it_streams_what_shoal_generate_writes_and_says_where_it_is_from(directo
     asyncio.run(story())
 
 
+def test_a_mean_says_of_which_checkpoints_it_is(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with text_stub(tmp_path, average=2) as (stub, here):
+            request = GenerateRequest(prompt="def ", tokens=2, temperature=0)
+            (*_, last) = await read(stub, request)
+            assert (last.height, list(last.averaged)) == (6, [5, 6])
+            status, body = await here.ask("/health")
+            assert status == 200 and body["shoal"]["averaged"] == [5, 6]
+
+    for height in (5, 6):
+        certify(tmp_path, height)
+    asyncio.run(story())
+
+
 def test_equal_seeds_give_equal_text_and_the_rest_is_drawn(directory: Path) -> None:
     async def story() -> None:
         async with text_stub(directory) as (stub, _):
