@@ -6,9 +6,10 @@
 Four workers, each in a network namespace of its own (network.py), do the common work
 (common_work.py). A worker's sent bytes are its interface's counter when its weights of that mark
 are on the disk. Losses are those of each worker's own model, measured after the run, when nothing
-else computes; Shoal's live anchors are measured besides, and at the end the mean of the last
-checkpoints that `shoal average` makes on each node. A run that is in the data file already is
-not made again. One JSON line a run goes to benchmarks/data/loss_per_byte.jsonl.
+else computes; of Shoal each node's live anchor is measured besides, the mean of its own weights
+that `shoal own` gives, and at the end the mean of the last checkpoints that `shoal average` makes.
+A run that is in the data file already is not made again. One JSON line a run goes to
+benchmarks/data/loss_per_byte.jsonl.
 """
 
 import argparse
@@ -118,9 +119,9 @@ def _point(work: Path, running: Any, mark: int, sent: list[int]) -> dict[str, An
         "sent_bytes": sent,
         "sent_mb": round(statistics.fmean(sent) / 1e6, 3),
     }
-    if common := running.common.get(mark):
-        point["common_losses"] = [round(x, 4) for x in _measured(work, common)]
-        point["common_loss"] = round(statistics.fmean(point["common_losses"]), 4)
+    for name, files in running.more.items():
+        point[f"{name}_losses"] = [round(loss, 4) for loss in _measured(work, files[mark])]
+        point[f"{name}_loss"] = round(statistics.fmean(point[f"{name}_losses"]), 4)
     return point
 
 

@@ -43,6 +43,8 @@ FLOWER_READY = "Uvicorn running"
 POLL_SECONDS = 0.2
 # Checkpoints that each Shoal node keeps, and that its average is made of.
 AVERAGED = 3
+# How many steps a Shoal node's mean of its own weights goes back.
+OWN_MEAN_STEPS = 40
 # The member of the star that a server runs on, where there is one.
 SERVER = WORKERS
 
@@ -82,8 +84,9 @@ class Running:
     steps_at: dict[int, int]
     # When the workers began their first step, once they have; seconds since the epoch.
     began: Callable[[], float]
-    # More to measure at each mark: what each worker holds for the common model.
-    common: dict[int, list[Path]] = dataclasses.field(default_factory=dict)
+    # More to measure at each mark, by name: what each worker holds for the common model, and the
+    # mean of its own over its last steps.
+    more: dict[str, dict[int, list[Path]]] = dataclasses.field(default_factory=dict)
     # Ends those that do not end by themselves, and says what else is known.
     finish: Callable[[], dict[str, object]] = dict
     # Models that each worker can make after the end, of what then lies on its disk.
@@ -251,6 +254,7 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
         "train.sequence": SEQUENCE,
         "train.max_rounds": max(rounds.values()),
         "train.snapshot_rounds": ",".join(map(str, rounds.values())),
+        "train.own_mean_rounds": max(1, OWN_MEAN_STEPS // local_steps),
         "retention.keep_whole": AVERAGED,
         "log.format": "json",
     }
@@ -276,7 +280,7 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
     return Running(
         processes=processes,
         weights=files("own"),
-        common=files("live"),
+        more={"common": files("live"), "own_mean": files("mean")},
         done=mesh_end.reached,
         steps_at={mark: number * local_steps for mark, number in rounds.items()},
         began=mesh_end.began,

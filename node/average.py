@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from shoal.node.checkpoint_dirs import checkpoint_directories
 from shoal.node.checkpoints import ADAPTER_CONFIG
 from shoal.node.errors import UserError
-from shoal.node.genesis import parse_document
+from shoal.node.genesis import Genesis, parse_document
 from shoal.node.progress import Tell
 from shoal.node.verify import Proof, verify_checkpoint
 
@@ -57,7 +57,7 @@ def average(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch) / "average"
         made.mkdir()
-        _copy_what_is_no_weights(parts[-1], made)
+        copy_what_is_no_weights(parts[-1], made)
         weights = proofs[-1].weights_name
         tell("averaging", 0, 0)
         save_file(mean([part / weights for part in parts]), made / weights, {"format": "pt"})
@@ -79,13 +79,15 @@ def mean(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     return means
 
 
-def _copy_what_is_no_weights(checkpoint: Path, made: Path) -> None:
+def copy_what_is_no_weights(checkpoint: Path, made: Path) -> Genesis:
+    """What a directory needs besides weights to open like this checkpoint; returns its genesis."""
     genesis = parse_document((checkpoint / "genesis.json").read_bytes())
     names = ["genesis.json", "config.json", *genesis.tokenizer_hashes]
     if genesis.lora is not None:
         names.append(ADAPTER_CONFIG)
     for name in names:
         shutil.copyfile(checkpoint / name, made / name)
+    return genesis
 
 
 def facts_of(proofs: Sequence[Proof]) -> dict[str, object]:

@@ -245,6 +245,7 @@ def generate(
 app.command()(proof_commands.verify)
 app.command()(proof_commands.audit)
 app.command()(proof_commands.average)
+app.command()(proof_commands.own)
 app.command()(demo_command.demo)
 
 

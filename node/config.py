@@ -152,6 +152,8 @@ class TrainSettings(_Section):
     """stop training after this many rounds; 0: never"""
     snapshot_rounds: Annotated[list[Height], NoDecode, BeforeValidator(_comma_separated)] = []
     """rounds after which its own weights and the live anchor are written into snapshots/"""
+    own_mean_rounds: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """rounds that the mean of this node's own weights goes back, for `shoal own`; 0: keep none"""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """order of this node's batches"""
     share_permille: Annotated[int, Field(ge=1, le=1000)] = 1000

@@ -1,4 +1,4 @@
-"""`shoal verify`, `shoal audit`, `shoal average`: what a stranger can do with checkpoints alone."""
+"""What can be done with what lies in a directory: `shoal verify`, `audit`, `average`, `own`."""
 
 import json
 from pathlib import Path
@@ -106,4 +106,25 @@ def average(
     facts = facts_of(proofs)
     heights = ", ".join(str(proof.record.height) for proof in proofs)
     line = f"{target} is the mean of the certified checkpoints {heights} of mesh {facts['mesh']}"
+    answer({"directory": str(target), **facts}, [line], as_json=as_json)
+
+
+def own(
+    directory: Annotated[Path, typer.Argument(help="a node's directory")],
+    target: Annotated[Path, typer.Argument(help="the directory to make")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a model of what this node knows itself, said to the mesh or not.
+
+    It is the mean of the node's own weights over its last rounds (train.own_mean_rounds in its
+    node.toml), often the better model where the mesh's budget is small. It opens like a checkpoint,
+    and nobody but this node vouches for it.
+
+    Example: shoal own runs/mesh/node0 runs/own
+    """
+    with shown("loading"):
+        from shoal.node.own_model import own_model
+
+        facts = own_model(directory, target)
+    line = f"{target} is the mean of this node's own weights up to its round {facts['round']}"
     answer({"directory": str(target), **facts}, [line], as_json=as_json)

@@ -30,6 +30,7 @@ from shoal.gossip.strategies.delta_log import say
 from shoal.node.config import TrainSettings
 from shoal.node.genesis import MeshParameters
 from shoal.node.identity import Identity
+from shoal.node.own_mean import OwnMean
 from shoal.node.run_rows import RoundDone, Row, Stages, loss_or_none
 from shoal.node.shared_model import SharedModel, Unsaid
 from shoal.node.snapshots import Snapshots
@@ -88,6 +89,7 @@ class RoundLoop:
         self._step_tokens = int(trainer.ready["step_tokens"])
         self._max_rounds = train.max_rounds
         self._snapshots = Snapshots(directory, train.snapshot_rounds)
+        self._own = OwnMean(directory, model.schema, train.own_mean_rounds)
         self._tell = tell
         # A round's number says which text it reads: a node that comes back reads on.
         self._ordered = sequence
@@ -130,7 +132,7 @@ class RoundLoop:
                 if delta.header.sequence == 1:
                     age_s = time.time() - psutil.Process().create_time()
                     log.info("delta.first", seconds_after_start=round(age_s, 1))
-                await self._snapshot(result.round)
+                await self._keep_own(result.round)
             self._accounted = result.round
             with stages("rebase"):
                 await self._start_from_anchor()
@@ -209,16 +211,26 @@ class RoundLoop:
         self.facts.residual_norm = float(self.residual.error.norm())
         return frame
 
-    async def _snapshot(self, number: int) -> None:
+    async def _keep_own(self, number: int) -> None:
         """What this node knows after a round, where it is asked to keep that."""
-        if self.facts.sequence not in self._snapshots.rounds:
+        sequence = self.facts.sequence
+        asked = sequence in self._snapshots.rounds
+        if not asked and not self._own.wanted:
             return
+        due = sequence % self._mesh().rounds_per_checkpoint == 0 or sequence == self._max_rounds
         # The child began the round, or will begin the next, from what still lies in its slot.
         start = await self._trainer.weights_slot()
 
         def keep() -> None:
             own = start - self._trainer.delta_slot(number)
-            self._snapshots.keep(self.facts.sequence, own=own, live=self._model.live.to_weights())
+            if self._own.wanted:
+                self._own.add(own)
+            if asked:
+                kinds = {"own": own, "live": self._model.live.to_weights()}
+                mean = {} if self._own.weights is None else {"mean": self._own.weights}
+                self._snapshots.keep(sequence, {**kinds, **mean})
+            if due:
+                self._own.write(sequence)
 
         await self._model.compute(keep)
 
