@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common_work import BATCH, SEQUENCE, evaluate, prepare, read_batch
+from benchmarks.common_work import BATCH, SEQUENCE, evaluate, first_model, prepare, read_batch
 from benchmarks.network import Shape, Star, enter
 
 HERE = Path(__file__).resolve().parent
@@ -131,6 +131,8 @@ def _measured(work: Path, files: Sequence[Path]) -> list[float]:
     """Measure each different file once: many systems leave everybody with the same weights."""
     digests = [hashlib.sha256(path.read_bytes()).digest() for path in files]
     different = dict(zip(digests, files, strict=True))
+    # transformers loads its parts when first asked, and two threads must not ask at once.
+    first_model(work, 0)
     # One thread for the arithmetic of each (evaluate), so as many at once as there are processors.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         losses = threads.map(lambda path: evaluate(work, [path])[0], different.values())
