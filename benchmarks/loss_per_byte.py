@@ -35,6 +35,8 @@ DATA = HERE / "data" / "loss_per_byte.jsonl"
 MARKS = (100, 200, 400)
 PLOT = HERE / "plots" / "loss_per_byte.png"
 POLL_SECONDS = 0.1
+LOSS_DRAWN_MAX = 2.6
+_SHAPE: dict[str, Any] = {"markersize": 9, "linestyle": "none"}
 # Whoever sends less than this sends nothing but what its kernel says.
 SILENT_MB = 0.1
 RUN_SECONDS_MAX = 3600.0
@@ -162,37 +164,40 @@ def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw loss over bytes sent per worker, a line through the marks of each system.
 
     The loss is that of what a worker holds for the common model: after an average that is its own
-    model, and in Shoal its live anchor; a star is the mean of the last checkpoints. Who sends
-    nothing is a level line.
+    model, and in Shoal its live anchor; a star is the mean of the last checkpoints, a diamond that
+    of a node's own weights. Who sends nothing is a level line.
     """
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(10, 5.5), layout="constrained")
+    axes.set_prop_cycle(color=(*pyplot.get_cmap("tab20").colors[::2], (0.0, 0.0, 0.0)))
     for system in dict.fromkeys(line["system"] for line in lines):
-        runs = [line["points"] for line in lines if line["system"] == system]
-        points = list(zip(*runs, strict=False))
-        x = [statistics.fmean(p["sent_mb"] for p in same) for same in points]
-        losses = [[p.get("common_loss", p["loss"]) for p in same] for same in points]
-        y = [statistics.fmean(same) for same in losses]
-        spread = [
-            [mean - min(same) for mean, same in zip(y, losses, strict=True)],
-            [max(same) - mean for mean, same in zip(y, losses, strict=True)],
-        ]
-        ours, name = system.startswith("shoal"), f"{system} ({len(runs)})"
+        same = [line for line in lines if line["system"] == system]
+        name = f"{system} ({len(same)})".replace(":", ":\n  ").replace(",", ",\n  ")
+        points = list(zip(*(line["points"] for line in same), strict=False))
+        x = [statistics.fmean(p["sent_mb"] for p in at_mark) for at_mark in points]
+        losses = [[p.get("common_loss", p["loss"]) for p in at_mark] for at_mark in points]
+        y = [statistics.fmean(each) for each in losses]
         if x[-1] < SILENT_MB:
             axes.axhline(y[-1], color="grey", linestyle=":", label=f"{name}, at the end")
             continue
+        spread = [
+            [mean - min(each) for mean, each in zip(y, losses, strict=True)],
+            [max(each) - mean for mean, each in zip(y, losses, strict=True)],
+        ]
+        ours = system.startswith("shoal")
         drawn = axes.errorbar(
             x, y, yerr=spread, marker="o" if ours else "s", capsize=2,
             linestyle="-" if ours else "--", label=name,
         )  # fmt: skip
-        means = [line["average_losses"] for line in lines if line["system"] == system
-                 and "average_losses" in line]  # fmt: skip
-        if means:
-            mean = statistics.fmean(statistics.fmean(each) for each in means)
-            color = drawn.lines[0].get_color()
-            axes.plot(x[-1], mean, "*", color=color, markersize=12, label="  mean of checkpoints")
+        for marker, of_nodes in _means(same).items():
+            if of_nodes:
+                mean = statistics.fmean(map(statistics.fmean, of_nodes))
+                axes.plot(x[-1], mean, marker, color=drawn.lines[0].get_color(), **_SHAPE)
+    axes.plot([], [], "*", label="mean of checkpoints", color="black", **_SHAPE)
+    axes.plot([], [], "d", label="mean of a node's own weights", color="black", **_SHAPE)
     axes.set_xscale("log")
+    axes.set_ylim(top=LOSS_DRAWN_MAX)
     axes.set_xlabel("sent by each worker, MB on the wire, all overhead included")
     axes.set_ylabel("held-out loss, nats per byte")
     axes.set_title("Four workers after 100, 200 and 400 steps each (seeds)")
@@ -200,6 +205,13 @@ def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.legend(loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _means(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """By marker, each run's losses of what its nodes make of several models at the end."""
+    own = [line["points"][-1].get("own_mean_losses") for line in lines]
+    certified = [line.get("average_losses") for line in lines]
+    return {"*": list(filter(None, certified)), "d": list(filter(None, own))}
 
 
 def main() -> None:

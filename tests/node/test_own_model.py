@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from shoal.node.checkpoint_dirs import newest_checkpoint
+from shoal.node.cli import app
 from shoal.node.errors import DamagedError, UserError
 from shoal.node.own_mean import OWN, OwnMean
 from shoal.node.own_model import own_model
@@ -67,6 +69,18 @@ def test_a_model_of_its_own_opens_like_a_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(torch.cat([tensor.flatten() for tensor in in_order]), mean.weights)
     for name in ("config.json", *TOKENIZER):
         assert (target / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_the_command_says_what_it_made_and_what_is_missing(tmp_path: Path) -> None:
+    node, target = tmp_path / "node", tmp_path / "own"
+    CertifiedMesh("ABCD", height=5).write(node)
+    refused = CliRunner().invoke(app, ["own", str(node), str(target)])
+    assert isinstance(refused.exception, UserError)
+    kept(node)
+    made = CliRunner().invoke(app, ["own", str(node), str(target), "--json"])
+    assert made.exit_code == 0, made.output
+    said = json.loads(made.stdout)
+    assert said == {"directory": str(target), **json.loads((target / "own.json").read_text())}
 
 
 def test_what_is_missing_is_said_and_nothing_is_left_behind(tmp_path: Path) -> None:
