@@ -87,9 +87,8 @@ def measure(
     last = line["points"][-1]
     per_step = round(last["seconds"] / last["steps"], 4)
     shaped = {"rate_mbit": shape.rate_mbit, "delay_ms": shape.delay_ms} if shape else {}
-    named = {"benchmark": "shaped_link", "model": model, "batch": batch}
-    named["seconds_per_step"] = per_step
-    return {**line, **named, **shaped}
+    work = {"model": model, "batch": batch}
+    return {**line, "benchmark": "shaped_link", **work, "seconds_per_step": per_step, **shaped}
 
 
 def recipe_of(system: str) -> str:

@@ -10,7 +10,8 @@ byte for byte, on every machine.
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,29 +42,49 @@ def average(
     Returns the proofs of the parts, oldest first; there may be fewer than `last`. Raises UserError
     where there are not two, or the target is there already; Refused where a part is not proved.
     """
-    if target.exists():
-        raise UserError(f"{target} is there already; name a directory that is not")
+    require_new(target)
     parts = list(checkpoint_directories(directory).values())[-last:]
     if len(parts) < 2:
         raise UserError(
             f"{directory} holds {len(parts)} whole checkpoints, and a mean needs two; wait for the "
             "next one, or name a node's directory"
         )
-    proofs: list[Proof] = []
-    for part in parts:
-        mesh_id = proofs[0].mesh_id if proofs else trust
-        proofs.append(verify_checkpoint(part, mesh_id, deltas=False, tell=tell))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch) / "average"
-        made.mkdir()
+    proofs = prove(parts, trust, tell)
+    with appearing_whole(target) as made:
         copy_what_is_no_weights(parts[-1], made)
         weights = proofs[-1].weights_name
         tell("averaging", 0, 0)
         save_file(mean([part / weights for part in parts]), made / weights, {"format": "pt"})
         (made / AVERAGE).write_text(json.dumps(facts_of(proofs), indent=2) + "\n")
-        made.rename(target)
     return proofs
+
+
+def prove(
+    parts: Sequence[Path], trust: bytes | None, tell: Tell = lambda what, done, of: None
+) -> list[Proof]:
+    """Verify checkpoints, all of one mesh: of `trust`, or else of the first one's."""
+    proofs: list[Proof] = []
+    for part in parts:
+        mesh_id = proofs[0].mesh_id if proofs else trust
+        proofs.append(verify_checkpoint(part, mesh_id, deltas=False, tell=tell))
+    return proofs
+
+
+def require_new(target: Path) -> None:
+    """Raises UserError where `target` is there already."""
+    if target.exists():
+        raise UserError(f"{target} is there already; name a directory that is not")
+
+
+@contextmanager
+def appearing_whole(target: Path) -> Iterator[Path]:
+    """Give a directory to fill, which is `target` once all is in it, and is gone after an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        yield made
+        made.rename(target)
 
 
 def mean(files: Sequence[Path]) -> dict[str, torch.Tensor]:

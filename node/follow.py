@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
+from shoal.node.average import mean, prove
 from shoal.node.checkpoint_dirs import checkpoint_directories, newest_checkpoint
 from shoal.node.errors import DamagedError, UserError
 from shoal.node.local_model import open_model, own_base
-from shoal.node.verify import Proof, trusted_mesh, verify_checkpoint
+from shoal.node.verify import Proof, trusted_mesh
 from shoal.serving.answers import Origin
 from shoal.serving.desk import Served
 from shoal.serving.errors import RequestError
 from shoal.serving.text_model import TextModel
-from shoal.training.weights_file import read_weights
 
 Template = Callable[[list[dict[str, str]]], str]
 
@@ -66,10 +66,7 @@ class Follower:
         if seen == self._seen:
             return None
         self._seen = seen
-        proofs: list[Proof] = []
-        for path in paths:
-            mesh_id = proofs[0].mesh_id if proofs else self._trust
-            proofs.append(verify_checkpoint(path, mesh_id, deltas=False))
+        proofs = prove(paths, self._trust)
         newest = proofs[-1]
         if newest.record.height <= self._height:
             return None
@@ -102,10 +99,9 @@ class Follower:
         if model.mask_token is not None:
             raise UserError("this is a masked model: it fills in hidden tokens, it writes no text")
         if len(proofs) > 1:
-            total = torch.zeros(model.size, dtype=torch.float64)
-            for proof in proofs:
-                total += read_weights(proof.directory / proof.weights_name, model)
-            model.flat.copy_(total / len(proofs))
+            means = mean([proof.directory / proof.weights_name for proof in proofs])
+            in_order = [means[name].flatten() for name, _ in model.names_and_shapes()]
+            model.flat.copy_(torch.cat(in_order))
         return TextModel(model.module.to(self._device), tokenizer)
 
 

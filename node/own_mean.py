@@ -19,9 +19,9 @@ import torch
 
 from shoal.gossip.schema import ModelSchema
 
-OWN = "own.safetensors"
 log = structlog.get_logger()
 
+OWN = "own.safetensors"
 # In the file's own metadata: the round that the mean ends with, and N.
 ROUND, ROUNDS = "round", "rounds"
 

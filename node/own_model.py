@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from shoal.node.average import copy_what_is_no_weights
+from shoal.node.average import appearing_whole, copy_what_is_no_weights, require_new
 from shoal.node.checkpoint_dirs import checkpoint_directories
 from shoal.node.checkpoints import ADAPTER_WEIGHTS, MODEL_WEIGHTS
 from shoal.node.errors import DamagedError, UserError
@@ -22,8 +21,7 @@ def own_model(directory: Path, target: Path) -> dict[str, object]:
     target: a directory that does not exist yet. Raises UserError where it does, where the node has
     kept no mean of its weights, or has no checkpoint to say what model they are of.
     """
-    if target.exists():
-        raise UserError(f"{target} is there already; name a directory that is not")
+    require_new(target)
     if not (directory / OWN).is_file():
         raise UserError(
             f"{directory} holds no {OWN}; set train.own_mean_rounds (8, say) in its node.toml, and "
@@ -32,16 +30,12 @@ def own_model(directory: Path, target: Path) -> dict[str, object]:
     checkpoints = list(checkpoint_directories(directory).values())
     if not checkpoints:
         raise UserError(f"{directory} holds no whole checkpoint yet; wait for its first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch) / "own"
-        made.mkdir()
+    with appearing_whole(target) as made:
         genesis = copy_what_is_no_weights(checkpoints[-1], made)
         weights = made / (MODEL_WEIGHTS if genesis.lora is None else ADAPTER_WEIGHTS)
         shutil.copyfile(directory / OWN, weights)
         facts = {"mesh": genesis.mesh_id.hex(), **_facts(weights)}
         (made / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-        made.rename(target)
     return facts
 
 
