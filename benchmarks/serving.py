@@ -22,7 +22,7 @@ import openai
 from shoal.node.checkpoint_dirs import checkpoint_directories
 from shoal.node.demo_processes import start_node, stop_nodes
 from shoal.node.founding import create_mesh
-from shoal.node.genesis import MeshParameters
+from shoal.node.parameters import MeshParameters
 from shoal.node.ports import free_ports
 
 PROMPT_TOKENS = 200

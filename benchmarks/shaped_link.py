@@ -29,7 +29,7 @@ from benchmarks.common_work import BATCH, MODELS
 from benchmarks.loss_per_byte import DATA as CURVES
 from benchmarks.loss_per_byte import read_lines, run
 from benchmarks.network import Shape, enter
-from shoal.node.genesis import MeshParameters
+from shoal.node.parameters import MeshParameters
 
 DATA = CURVES.with_name("shaped_link.jsonl")
 RATES_MBIT = (10.0, 50.0, 200.0, 1000.0)

@@ -29,7 +29,7 @@ from benchmarks.common_work import (
 )
 from benchmarks.mesh_end import MeshEnd
 from benchmarks.network import INTERFACE, Star
-from shoal.node.genesis import MeshParameters
+from shoal.node.genesis import load_genesis
 from shoal.node.snapshots import SNAPSHOTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -243,12 +243,19 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
     """`shoal init`, then `shoal run` for each node, as a person would."""
     batch = read_batch(job.work)
     mesh = _mesh_parameters(variant, batch * SEQUENCE)
-    local_steps = int(mesh.get("local_steps", MeshParameters().local_steps))
-    rounds = {mark: -(-mark // local_steps) for mark in job.marks}
     preset = job.out / "preset.toml"
     preset.parent.mkdir(parents=True, exist_ok=True)
     preset.write_text("[mesh]\n" + "".join(f"{key} = {value}\n" for key, value in mesh.items()))
     command = [sys.executable, "-m", "shoal.node"]
+    init = [*command, "init", str(job.out), "--nodes", str(WORKERS), "--preset", str(preset)]
+    init += ["--host", "10.88.{index}.1", "--port", str(MESH_PORT)]
+    init += ["--data", str(job.work / shard_name("{index}"))]
+    init += ["--model", str(job.work / CONFIG_FILE), "--seed", str(first_seed(job.seed))]
+    subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
+    nodes = [job.out / f"node{index}" for index in range(WORKERS)]
+    genesis, _, _ = load_genesis(nodes[0] / "genesis")
+    local_steps = genesis.parameters.worked_out(WORKERS).local_steps
+    rounds = {mark: -(-mark // local_steps) for mark in job.marks}
     settings = {
         "train.batch": batch,
         "train.sequence": SEQUENCE,
@@ -258,12 +265,6 @@ def _start_shoal(job: Job, star: Star, variant: str) -> Running:
         "retention.keep_whole": AVERAGED,
         "log.format": "json",
     }
-    init = [*command, "init", str(job.out), "--nodes", str(WORKERS), "--preset", str(preset)]
-    init += ["--host", "10.88.{index}.1", "--port", str(MESH_PORT)]
-    init += ["--data", str(job.work / shard_name("{index}"))]
-    init += ["--model", str(job.work / CONFIG_FILE), "--seed", str(first_seed(job.seed))]
-    subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
-    nodes = [job.out / f"node{index}" for index in range(WORKERS)]
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     processes = [
         launch(star, index, [*command, "run", str(node), *flags], node / "node.log")

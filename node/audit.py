@@ -25,7 +25,6 @@ from shoal.consensus.records import Checkpoint, CheckpointRecord, CutEntry, pars
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.book import DeltaBook
 from shoal.gossip.delta import BLOB_OVERHEAD_BYTES, Delta, DeltaReference
-from shoal.gossip.density import kept_per_chunk
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.parameters import (
     Contribution,
@@ -38,9 +37,10 @@ from shoal.gossip.settled import SettledState
 from shoal.node.checkpoint_dirs import checkpoint_directories
 from shoal.node.checkpoints import LINK_BYTES_MAX, read_checkpoint, read_list
 from shoal.node.errors import DamagedError, PeerError, UserError
-from shoal.node.genesis import Genesis, MeshParameters, anchor_from_bytes, parse_document
+from shoal.node.genesis import Genesis, anchor_from_bytes, parse_document
 from shoal.node.identity import verify
 from shoal.node.mesh_parameters import follow
+from shoal.node.parameters import MeshParameters
 from shoal.node.progress import tell
 from shoal.node.verify import verify_checkpoint
 
@@ -368,7 +368,7 @@ def _differences(
         [(member, 1, 1000) for member, _ in certified.weights],
         genesis.schema,
         clip_factor=mesh.clip_factor,
-        kept_per_chunk=kept_per_chunk(mesh.budget, len(certified.weights)),
+        kept_per_chunk=mesh.kept_per_chunk(len(certified.weights)),
         normalise_steps=mesh.normalise_steps,
         aligned=mesh.trust,
         weights=certified.weights,

@@ -33,11 +33,12 @@ from shoal.node.checkpoints import CheckpointStore
 from shoal.node.cut_times import CutTimes
 from shoal.node.database import Database
 from shoal.node.fetch import fetch_checkpoint
-from shoal.node.genesis import Genesis, MeshParameters
+from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
+from shoal.node.parameters import MeshParameters
 from shoal.node.pieces import assemble
 from shoal.node.run_rows import CheckpointDone, Row
 from shoal.node.shared_model import Coming, MissingDeltas, Outcome, SharedModel, Unsaid
@@ -113,8 +114,9 @@ class Checkpointer:
         if self._model.height != wish.height - 1:
             return None
         coming = self._coming(mesh)
-        rounds = CUT_ROUNDS * mesh.rounds_per_checkpoint
-        cut = self._model.book.cut(limit=rounds * max(1, len(coming.members)))
+        members = max(1, len(coming.members))
+        rounds = CUT_ROUNDS * mesh.worked_out(members).rounds_per_checkpoint
+        cut = self._model.book.cut(limit=rounds * members)
         try:
             outcome = await self._model.outcome(cut, coming)
             if outcome.out_of_range:
@@ -185,7 +187,8 @@ class Checkpointer:
             (member, known.shard_tokens, known.share_permille)
             for member, known in sorted(self._ledger().members.items())
         ]
-        return Coming(members, mesh.clip_factor, mesh.budget, mesh.normalise_steps, mesh.trust)
+        kept = mesh.kept_per_chunk(len(members))
+        return Coming(members, mesh.clip_factor, kept, mesh.normalise_steps, mesh.trust)
 
     def submitted(self, operation: bytes) -> None:
         """The search for a cut ended here: a quorum has attested what this node proposed."""

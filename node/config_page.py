@@ -1,6 +1,6 @@
 """docs/configuration.md, made from the settings themselves: python -m shoal.node.config_page
 
-Names, types, ranges, defaults and texts come from config.py and genesis.py; only what surrounds
+Names, types, ranges, defaults and texts come from config.py and parameters.py; only what surrounds
 them is written here. A test compares the page with what this makes.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import fields
 from typing import Any
 
 from shoal.node.config import SECTIONS, Settings
-from shoal.node.genesis import RANGES, MeshParameters
 from shoal.node.mesh_parameters import FIXED
+from shoal.node.parameters import RANGES, MeshParameters
 from shoal.node.toml_file import toml_value
 
 # Settings with an option of their own. Every setting can also be given as --set section.key=value.
@@ -38,7 +38,7 @@ ABOUT = {
 HEAD = """\
 # Configuration
 
-Made by `make configuration` from `node/config.py` and `node/genesis.py`; do not edit it by hand.
+Made by `make configuration` from `node/config.py` and `node/parameters.py`; do not edit it by hand.
 
 A node reads four layers, each stronger than the one before: the defaults below, its `node.toml`,
 environment variables, options of the command line. `shoal run`, `shoal init` and `shoal join` take

@@ -139,7 +139,7 @@ def _make_mesh(plan: DemoPlan) -> list[str]:
     # These load torch, which `shoal demo --stop` has no use for.
     from shoal.gossip.density import budget_for
     from shoal.node.founding import create_mesh
-    from shoal.node.genesis import MeshParameters
+    from shoal.node.parameters import MeshParameters
     from shoal.node.ports import free_ports
 
     ports = free_ports(plan.nodes)

@@ -182,8 +182,8 @@ def mesh_facts(status: StatusReply, settings: Settings) -> MeshFacts:
     validators = [peer for peer in status.peers if peer.validator]
     missing = tuple(peer.node_id[:8] for peer in validators if peer.state != "connected")
     own = int(status.role == "validator")
-    speed, mesh = training.tokens_per_second, status.mesh_parameters
-    tokens = mesh.local_steps * settings.train.batch * settings.train.sequence
+    speed = training.tokens_per_second
+    tokens = training.local_steps * settings.train.batch * settings.train.sequence
     return MeshFacts(
         role=status.role,
         validators=consensus.validators,
@@ -193,7 +193,7 @@ def mesh_facts(status: StatusReply, settings: Settings) -> MeshFacts:
         view_active=consensus.view_active,
         commit_s=consensus.commit_seconds,
         uptime_s=status.uptime_seconds,
-        rounds_per_checkpoint=mesh.rounds_per_checkpoint,
+        rounds_per_checkpoint=training.rounds_per_checkpoint,
         round_s=tokens / speed if speed > 0 else 0.0,
         training=training.state,
     )

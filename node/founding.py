@@ -14,7 +14,6 @@ from shoal.node.config import CONFIG_NAME, document_settings
 from shoal.node.errors import PeerError, UserError
 from shoal.node.genesis import (
     Founder,
-    MeshParameters,
     check_tokenizer_names,
     make_document,
     parse_document,
@@ -22,6 +21,7 @@ from shoal.node.genesis import (
 )
 from shoal.node.hub import local_data
 from shoal.node.identity import Identity
+from shoal.node.parameters import MeshParameters
 from shoal.node.progress import tell
 from shoal.training.adapters import Lora, adapted_model
 from shoal.training.data import Source, load

@@ -19,12 +19,12 @@ import torch
 
 from shoal.consensus.epochs import EpochRecord, first_epoch
 from shoal.gossip.anchor import Anchor
-from shoal.gossip.density import kept_per_chunk
 from shoal.gossip.parameters import EpochParameters, genesis_parameters
 from shoal.gossip.schema import ModelSchema
 from shoal.node.checkpoints import OWN_NAMES
 from shoal.node.durable import write_durably
 from shoal.node.errors import DamagedError, PeerError
+from shoal.node.parameters import MeshParameters
 from shoal.training.adapters import Lora
 from shoal.training.model import is_masked
 from shoal.training.task_name import TaskName
@@ -39,90 +39,6 @@ TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024
 TOKENIZER_FILES_MAX = 16
 VALIDATORS_MAX = 31
 PARAMETERS_MAX = 500_000_000
-# Of the mesh parameters, both ends included; whole where both ends are, a switch where both are.
-RANGES: dict[str, tuple[float, float]] = {
-    "local_steps": (1, 100_000),
-    "rounds_per_checkpoint": (1, 1024),
-    "budget": (0.0001, 1000.0),
-    "beta": (0.001, 1.0),
-    "start_share": (0.0, 1.0),
-    "alpha": (0.01, 100.0),
-    "clip_factor": (0.1, 1e6),
-    "staleness": (0, 16),
-    "learning_rate": (1e-9, 10.0),
-    "muon_scale": (0.0, 100.0),
-    "warmup_tokens": (0, 2**62),
-    "schedule_tokens": (1, 2**62),
-    "normalise_steps": (False, True),
-    "trust": (False, True),
-    "evict_harmful": (False, True),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class MeshParameters:
-    """What every member must do alike; chosen when the mesh is made.
-
-    A quorum may change most of them later: mesh_parameters.py says which.
-    """
-
-    local_steps: int = 5
-    """steps of the optimiser between two deltas (H)"""
-    rounds_per_checkpoint: int = 8
-    """own deltas between two checkpoints (E)"""
-    # How much of a delta is said follows from it and from the members (gossip/density.py).
-    budget: float = 0.06
-    """bytes per parameter that a member sends a round"""
-    beta: float = 0.95
-    """error feedback: what could not be said decays by this factor each round"""
-    start_share: float = 0.3
-    """share of its own residual that a node keeps in the weights it starts a round from"""
-    # Later ones measure it (gossip/parameters.py).
-    alpha: float = 1.0
-    """gain of the first epoch"""
-    clip_factor: float = 2.0
-    """clip radius, in median norms of the last epoch's messages"""
-    staleness: int = 2
-    """cuts that a delta may miss before it expires"""
-    learning_rate: float = 1e-3
-    """of AdamW, at its highest"""
-    muon_scale: float = 4.0
-    """Muon trains hidden matrices at so many times that rate; 0: AdamW does, like all the rest"""
-    warmup_tokens: int = 100_000
-    """tokens of the whole mesh over which the learning rate rises"""
-    schedule_tokens: int = 100_000_000
-    """tokens of the whole mesh until which it falls"""
-    normalise_steps: bool = False
-    """a delta counts as if it had the mesh's usual number of steps, whatever its own is"""
-    trust: bool = True
-    """members whose deltas go against the others' count for less, down to a tenth"""
-    evict_harmful: bool = False
-    """members check each other on held-out text, and a quorum puts out who harms the model"""
-
-    @property
-    def largest_first_value(self) -> float:
-        """What bounds the deltas of the first epoch (root mean square of what they keep).
-
-        A step of AdamW moves a value by about the learning rate, one of Muon by a fifth of its
-        own; so an honest round cannot go further.
-        """
-        step = self.learning_rate * max(1.0, self.muon_scale)
-        return self.clip_factor * self.local_steps * step
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the values, one short phrase each."""
-        found = []
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            whole = isinstance(low, int) and isinstance(high, int)
-            if isinstance(low, bool):
-                if not isinstance(value, bool):
-                    found.append(f"{name} must be true or false")
-            elif isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                found.append(f"{name} must be a {'whole ' if whole else ''}number")
-            elif not low <= value <= high:  # Not a number is between nothing and nothing.
-                found.append(f"{name} must be from {low} to {high}")
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +102,15 @@ class Genesis:
 
     def epoch_parameters(self) -> EpochParameters:
         """Return what is in force until the first checkpoint is committed."""
+        founders = len(self.founders)
+        mesh = self.parameters.worked_out(founders)
         return genesis_parameters(
             [(f.node_id, f.shard_tokens, f.share_permille) for f in self.founders],
             self.schema,
-            kept_per_chunk=kept_per_chunk(self.parameters.budget, len(self.founders)),
-            alpha=self.parameters.alpha,
-            largest_value=self.parameters.largest_first_value,
-            steps=self.parameters.local_steps if self.parameters.normalise_steps else 0,
+            kept_per_chunk=mesh.kept_per_chunk(founders),
+            alpha=mesh.alpha,
+            largest_value=mesh.largest_first_value,
+            steps=mesh.local_steps if mesh.normalise_steps else 0,
         )
 
     def read_anchor(self, data: bytes) -> Anchor:

@@ -2,7 +2,9 @@
 
 A link's speed becomes bytes per parameter by how long a round's steps take on this machine:
 
-    budget = LINK_SHARE * speed / 8 * (local_steps * seconds per step) / parameters
+    budget = LINK_SHARE * speed / 8 * (steps * seconds per step) / parameters
+
+where steps are those of a round, or USUAL_STEPS where the budget will say how many a round has.
 """
 
 import re
@@ -12,11 +14,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from shoal.gossip.density import LEVELS, budget_for, kept_per_chunk
+from shoal.gossip.density import LEVELS, budget_for
 from shoal.node.config import TrainSettings
 from shoal.node.errors import UserError
 from shoal.node.founding import Start
-from shoal.node.genesis import MeshParameters
+from shoal.node.parameters import USUAL_STEPS, MeshParameters
 from shoal.node.progress import tell
 from shoal.training.data import Corpus
 from shoal.training.errors import TrainingError
@@ -49,17 +51,18 @@ def with_budget(
     if speed := _SPEED.fullmatch(text.strip()):
         work = measure()
         bytes_per_second = LINK_SHARE * float(speed[1]) * _BITS[speed[2]] / 8
-        round_seconds = mesh.local_steps * work.step_seconds
-        budget = bytes_per_second * round_seconds / work.parameters
+        seconds = (mesh.local_steps or USUAL_STEPS) * work.step_seconds
+        budget = bytes_per_second * seconds / work.parameters
     else:
         budget = _number(text)
     after = replace(mesh, budget=budget)
-    least = budget_for(LEVELS[0][0], members)
-    if budget < least:
+    least, rounds = budget_for(LEVELS[0][0], members), after.worked_out(members)
+    if rounds.budget < least:
+        longer = "local_steps larger ([mesh] in a preset), or " if mesh.local_steps else ""
         raise UserError(
-            f"--budget {text}: {budget:.2g} bytes per parameter and round, and with {members} "
-            f"members a delta takes {least:.2g} at least; make local_steps larger than "
-            f"{mesh.local_steps} ([mesh] in a preset), or the model smaller"
+            f"--budget {text}: {rounds.budget:.2g} bytes per parameter and round of "
+            f"{rounds.local_steps} steps, and with {members} members a delta takes {least:.2g} at "
+            f"least; make {longer}the model smaller"
         )
     if problems := after.problems():
         raise UserError(f"--budget {text}: {problems[0]}")
@@ -78,10 +81,10 @@ def _number(text: str) -> float:
 
 def meaning(mesh: MeshParameters, members: int, parameters: int) -> str:
     """What a budget comes to, for a person."""
-    kept = kept_per_chunk(mesh.budget, members)
+    kept, steps = mesh.kept_per_chunk(members), mesh.worked_out(members).local_steps
     sent = parameters * budget_for(kept, members)
     return (
-        f"{kept} of each 4096 values are said every {mesh.local_steps} steps; each of {members} "
+        f"{kept} of each 4096 values are said every {steps} steps; each of {members} "
         f"members sends about {sent / 1e6:.2g} MB a round"
     )
 

@@ -18,7 +18,7 @@ from shoal.consensus.epochs import EpochChain
 from shoal.consensus.ledger import Ledger
 from shoal.consensus.records import parse_operation
 from shoal.node.errors import PeerError
-from shoal.node.genesis import RANGES, MeshParameters
+from shoal.node.parameters import RANGES, MeshParameters
 
 log = structlog.get_logger()
 

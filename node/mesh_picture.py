@@ -60,7 +60,7 @@ def picture(ids: Sequence[str], answers: Mapping[str, Answer], home: str = "") -
         "id": clean(told_by.mesh_id),
         "version": clean(told_by.version),
         "parameters": told_by.training.parameters,
-        "rounds_per_checkpoint": max(1, told_by.mesh_parameters.rounds_per_checkpoint),
+        "rounds_per_checkpoint": max(1, told_by.training.rounds_per_checkpoint),
         "epoch": told_by.consensus.epoch,
         "view": told_by.consensus.view,
         "view_active": told_by.consensus.view_active,

@@ -280,7 +280,7 @@ class Node:
             watch_for_cuts(
                 model=self._model,
                 consensus=self._consensus,
-                rounds_per_checkpoint=lambda: self._mesh.now().rounds_per_checkpoint,
+                rounds_per_checkpoint=lambda: self._model.rules.rounds_per_checkpoint,
                 round_seconds=lambda: self.state.facts.round_seconds,
                 chronicle=self.state.chronicle,
             ),
@@ -324,7 +324,6 @@ class Node:
             identity=self._identity,
             model=self._model,
             trainer=trainer,
-            mesh=self._mesh.now,
             train=self._settings.train,
             directory=self._settings.node.directory,
             sequence=self._sequence,

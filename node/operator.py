@@ -19,7 +19,7 @@ from shoal.node.channels import own_channel
 from shoal.node.clock import now_ms
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
-from shoal.node.genesis import MeshParameters, load_genesis
+from shoal.node.genesis import load_genesis
 from shoal.node.handover import Outstanding, estate_of, hand_over
 from shoal.node.holdings import open_holdings
 from shoal.node.identity import Identity, short
@@ -28,6 +28,7 @@ from shoal.node.membership import approval
 from shoal.node.mesh_parameters import change_to, differences
 from shoal.node.meters import Meters
 from shoal.node.parameter_change import MeshAnswer, changed
+from shoal.node.parameters import MeshParameters
 from shoal.node.strict import strict_stub
 from shoal.proto import inspect_pb2
 from shoal.proto.inspect_pb2 import StatusReply

@@ -11,8 +11,8 @@ from typing import Any
 
 from shoal.node.config import nearest
 from shoal.node.errors import UserError
-from shoal.node.genesis import MeshParameters
 from shoal.node.mesh_parameters import CHANGEABLE, FIXED, differences
+from shoal.node.parameters import MeshParameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from shoal.node.clock import now_ms
 from shoal.node.config import CONFIG_NAME, Settings, load_settings, setting_names
 from shoal.node.errors import UserError
 from shoal.node.founding import Start, create_mesh, node_sources
-from shoal.node.genesis import MeshParameters, load_genesis, parse_document
+from shoal.node.genesis import load_genesis, parse_document
 from shoal.node.hub import local_data, local_model
 from shoal.node.identity import Identity
 from shoal.node.invitations import (
@@ -24,6 +24,7 @@ from shoal.node.invitations import (
     require_current,
 )
 from shoal.node.link_budget import meaning, measure_work, with_budget
+from shoal.node.parameters import MeshParameters
 from shoal.node.ports import free_address
 from shoal.node.presets import Preset, apply_preset, check_names, load_preset
 from shoal.node.sources import absolute_source, token_cache

@@ -28,7 +28,6 @@ from shoal.gossip.pace import Pace
 from shoal.gossip.parameters import EpochParameters
 from shoal.gossip.strategies.delta_log import say
 from shoal.node.config import TrainSettings
-from shoal.node.genesis import MeshParameters
 from shoal.node.identity import Identity
 from shoal.node.own_mean import OwnMean
 from shoal.node.run_rows import RoundDone, Row, Stages, loss_or_none
@@ -76,7 +75,6 @@ class RoundLoop:
         identity: Identity,
         model: SharedModel,
         trainer: TrainerProcess,
-        mesh: Callable[[], MeshParameters],
         train: TrainSettings,
         directory: Path,
         sequence: int,
@@ -85,7 +83,6 @@ class RoundLoop:
         self._identity = identity
         self._model = model
         self._trainer = trainer
-        self._mesh = mesh
         self._step_tokens = int(trainer.ready["step_tokens"])
         self._max_rounds = train.max_rounds
         self._snapshots = Snapshots(directory, train.snapshot_rounds)
@@ -97,7 +94,7 @@ class RoundLoop:
         self._accounted = 0
         self._in_flight = 0
         self.facts = RoundFacts(sequence=sequence)
-        self.residual = Residual(torch.zeros(model.schema.layout.total), mesh().beta)
+        self.residual = Residual(torch.zeros(model.schema.layout.total), model.rules.beta)
         self._pace = Pace(identity.node_id)
         # Somebody else's delta is in the live anchor and not yet in what the child trains.
         self._news = asyncio.Event()
@@ -169,7 +166,7 @@ class RoundLoop:
     async def _make_delta(self, result: RoundResult, stages: Stages) -> Delta | None:
         """Residual, selection, compression, signature: the delta of one finished round."""
         parameters = self._model.parameters
-        self.residual.beta = self._mesh().beta
+        self.residual.beta = self._model.rules.beta
         try:
             frame = await self._model.compute(
                 lambda: self._compress(
@@ -217,7 +214,8 @@ class RoundLoop:
         asked = sequence in self._snapshots.rounds
         if not asked and not self._own.wanted:
             return
-        due = sequence % self._mesh().rounds_per_checkpoint == 0 or sequence == self._max_rounds
+        last = sequence == self._max_rounds
+        due = last or sequence % self._model.rules.rounds_per_checkpoint == 0
         # The child began the round, or will begin the next, from what still lies in its slot.
         start = await self._trainer.weights_slot()
 
@@ -240,7 +238,7 @@ class RoundLoop:
         Returns the seconds that it took to make.
         """
         slot = await self._trainer.weights_slot()
-        share = self._mesh().start_share
+        share = self._model.rules.start_share
         self._news.clear()
 
         def fill() -> float:
@@ -258,7 +256,7 @@ class RoundLoop:
             return
         self._ordered += 1
         self._in_flight += 1
-        mesh = self._mesh()
+        mesh = self._model.rules
         self._trainer.order_round(
             self._ordered,
             steps=self._pace.steps(mesh.local_steps),

@@ -23,7 +23,6 @@ from shoal.compression.layout import CHUNK
 from shoal.gossip.anchor import Anchor
 from shoal.gossip.book import DeltaBook, Settled
 from shoal.gossip.delta import Delta, DeltaHeader, DeltaReference
-from shoal.gossip.density import kept_per_chunk
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.parameters import (
     Contribution,
@@ -35,8 +34,8 @@ from shoal.gossip.parameters import (
 from shoal.gossip.schema import ModelSchema
 from shoal.gossip.settled import SettledState
 from shoal.node.database import Database, StoredDelta
-from shoal.node.genesis import MeshParameters
 from shoal.node.identity import verify
+from shoal.node.parameters import MeshParameters, most_kept_per_chunk
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -56,7 +55,7 @@ class Coming(NamedTuple):
 
     members: Members
     clip_factor: float
-    budget: float
+    kept_per_chunk: int
     normalise_steps: bool
     trust: bool
 
@@ -157,10 +156,14 @@ class SharedModel:
         return self.parameters.tokens + sum(header.tokens for header in self.book.pending())
 
     @property
+    def rules(self) -> MeshParameters:
+        """The mesh parameters for as many members as there are."""
+        return self.mesh().worked_out(len(self.parameters.members))
+
+    @property
     def frame_bytes_max(self) -> int:
         """No frame is longer that counts now, or that will once the next height is committed."""
-        # Nobody knows how few members there will be; with two, one frame may take it all.
-        coming = kept_per_chunk(self.mesh().budget, 2)
+        coming = most_kept_per_chunk(self.mesh())
         kept = max(coming, *(epoch.kept_per_chunk for epoch in self.book.settled.epochs))
         return max_frame_bytes(self.schema.layout, kept)
 
@@ -314,7 +317,7 @@ class SharedModel:
                 basis.members,
                 self.schema,
                 clip_factor=basis.clip_factor,
-                kept_per_chunk=kept_per_chunk(basis.budget, len(basis.members)),
+                kept_per_chunk=basis.kept_per_chunk,
                 normalise_steps=basis.normalise_steps,
                 aligned=basis.trust,
             )

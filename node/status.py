@@ -19,13 +19,14 @@ from shoal.node.chronicle import Chronicle
 from shoal.node.config import Settings
 from shoal.node.consensus_driver import ConsensusDriver
 from shoal.node.failure_detection import FailureDetection, why
-from shoal.node.genesis import Genesis, MeshParameters
+from shoal.node.genesis import Genesis
 from shoal.node.gossip_driver import GossipDriver
 from shoal.node.holdings import retention_of
 from shoal.node.links import Links
 from shoal.node.membership import why_out
 from shoal.node.mesh_parameters import ParametersInForce
 from shoal.node.meters import LoopLag, Meters
+from shoal.node.parameters import MeshParameters
 from shoal.node.peer_record import PeerRecord
 from shoal.node.round import RoundFacts
 from shoal.node.shared_model import SharedModel
@@ -173,7 +174,8 @@ def _training(state: NodeState) -> inspect_pb2.Training:
         parameters=state.model.schema.layout.total,
         round=facts.sequence,
         max_rounds=settings.train.max_rounds,
-        local_steps=state.mesh.now().local_steps,
+        local_steps=state.model.rules.local_steps,
+        rounds_per_checkpoint=state.model.rules.rounds_per_checkpoint,
         loss=facts.loss,
         tokens_per_second=facts.tokens_per_second,
         steps=facts.steps,

@@ -10,7 +10,7 @@ from typing import Any
 
 # In the order of the record: name, value where a genesis does not say, least, most.
 _FIELDS: tuple[tuple[str, float, float, float], ...] = (
-    ("local_steps", 5, 1, 100_000),
+    ("local_steps", 0, 0, 100_000),
     ("rounds_per_checkpoint", 8, 1, 1024),
     ("budget", 0.06, 0.0001, 1000.0),
     ("beta", 0.95, 0.001, 1.0),
@@ -89,8 +89,11 @@ def parameters_after(before: Parameters, record: bytes, genesis: Parameters) -> 
 
 def density(in_force: Parameters, members: int) -> int:
     """How many values of each 4096 the budget in force pays for in a mesh of so many members."""
-    found = _LEVELS[0][0]
-    for kept, cost in _LEVELS:
-        if cost * max(1, members - 1) <= in_force["budget"]:
-            found = kept
-    return found
+    rounds = [1.0] if in_force["local_steps"] else [2.0**doublings for doublings in range(8)]
+    kept = 0
+    for longer in rounds:
+        paid = in_force["budget"] * longer
+        kept = max((k for k, b in _LEVELS if b * max(1, members - 1) <= paid), default=0)
+        if kept * members >= 64:
+            break
+    return max(1, kept)

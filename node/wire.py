@@ -15,7 +15,7 @@ from shoal.node.screen import Screen
 from shoal.node.statements import BOOT_STATEMENT_BYTES
 from shoal.proto import mesh_pb2
 
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 
 # Above the largest frame or chunk plus its envelope, far below what hurts.
 MESSAGE_BYTES_MAX = 4 << 20

@@ -231,7 +231,7 @@ Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
 
 @_typing.final
 class MeshParameters(_message.Message):
-    """What every member does alike (node/genesis.py says what each one is)."""
+    """What every member does alike (node/parameters.py says what each one is)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -251,6 +251,7 @@ class MeshParameters(_message.Message):
     TRUST_FIELD_NUMBER: _builtins.int
     EVICT_HARMFUL_FIELD_NUMBER: _builtins.int
     local_steps: _builtins.int
+    """0: as the budget has it"""
     rounds_per_checkpoint: _builtins.int
     beta: _builtins.float
     start_share: _builtins.float
@@ -262,7 +263,7 @@ class MeshParameters(_message.Message):
     warmup_tokens: _builtins.int
     schedule_tokens: _builtins.int
     budget: _builtins.float
-    """bytes per parameter that a member sends a round"""
+    """bytes per parameter and round, or 5 steps if local_steps is 0"""
     muon_scale: _builtins.float
     normalise_steps: _builtins.bool
     trust: _builtins.bool
@@ -312,6 +313,7 @@ class Training(_message.Message):
     COMPUTING_SHARE_FIELD_NUMBER: _builtins.int
     RESIDUAL_NORM_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    ROUNDS_PER_CHECKPOINT_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """starting, training, finished, failed: MESSAGE"""
     device: _builtins.str
@@ -321,6 +323,7 @@ class Training(_message.Message):
     max_rounds: _builtins.int
     """0: no end"""
     local_steps: _builtins.int
+    """of a round, worked out; MeshParameters may leave it open"""
     loss: _builtins.float
     """mean training loss of the last round, nats per token"""
     tokens_per_second: _builtins.float
@@ -332,6 +335,8 @@ class Training(_message.Message):
     """what could not be said yet"""
     steps: _builtins.int
     """since it started"""
+    rounds_per_checkpoint: _builtins.int
+    """worked out as well"""
     def __init__(
         self,
         *,
@@ -348,10 +353,11 @@ class Training(_message.Message):
         computing_share: _builtins.float = ...,
         residual_norm: _builtins.float = ...,
         steps: _builtins.int = ...,
+        rounds_per_checkpoint: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing_share", b"computing_share", "device", b"device", "local_steps", b"local_steps", "loss", b"loss", "max_rounds", b"max_rounds", "parameters", b"parameters", "residual_norm", b"residual_norm", "round", b"round", "shard_tokens", b"shard_tokens", "state", b"state", "steps", b"steps", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computing_share", b"computing_share", "device", b"device", "local_steps", b"local_steps", "loss", b"loss", "max_rounds", b"max_rounds", "parameters", b"parameters", "residual_norm", b"residual_norm", "round", b"round", "rounds_per_checkpoint", b"rounds_per_checkpoint", "shard_tokens", b"shard_tokens", "state", b"state", "steps", b"steps", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,7 @@ from typing import Any
 from shoal.gossip.density import budget_for
 from shoal.node.demo_processes import clean_environment
 from shoal.node.founding import create_mesh
-from shoal.node.genesis import MeshParameters
+from shoal.node.parameters import MeshParameters
 from tests.node.mesh import TEXT, TINY_MODEL
 
 # A round of training takes about a second beside four others on two cores.

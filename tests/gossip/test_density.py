@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from shoal.compression.codec import encode
 from shoal.compression.layout import Layout
 from shoal.compression.select import select
-from shoal.gossip.density import LEVELS, budget_for, copies, kept_per_chunk
+from shoal.gossip.density import (
+    LEVELS,
+    SAID_MIN,
+    STRETCHES,
+    budget_for,
+    copies,
+    kept_per_chunk,
+    stretch,
+)
 
 LAYOUT = Layout((40 * 4096, 192, 192 * 512))
 
@@ -35,6 +43,22 @@ def test_what_is_kept_fits_the_budget_and_nothing_larger_would(budget: float, me
     assert all(cost * copies(members) > budget for level, cost in LEVELS if level > kept)
 
 
+@settings(deadline=None)
+@given(budget=st.floats(1e-4, 1e3), members=st.integers(1, 1024))
+def test_a_small_budget_buys_rarer_deltas_instead_of_deltas_of_nothing(
+    budget: float, members: int
+) -> None:
+    longer = stretch(budget, members)
+
+    def is_enough(budget: float) -> bool:
+        kept = kept_per_chunk(budget, members)
+        paid = dict(LEVELS)[kept] * copies(members) <= budget
+        return paid and kept * members >= SAID_MIN
+
+    assert is_enough(longer * budget) or longer == STRETCHES[-1]
+    assert not any(is_enough(less * budget) for less in STRETCHES if less < longer)
+
+
 @given(kept=st.integers(1, 4096), members=st.integers(1, 1024))
 def test_a_budget_for_a_density_gives_at_least_that(kept: int, members: int) -> None:
     found = kept_per_chunk(budget_for(kept, members), members)
@@ -46,3 +70,14 @@ def test_who_comes_makes_everybody_say_less_and_who_goes_more() -> None:
     kept = [kept_per_chunk(0.06, members) for members in (2, 4, 7, 31, 1024)]
     assert kept == [256, 64, 32, 4, 1]
     assert kept_per_chunk(0.06, 1) == 256, "alone it costs nothing, and the next may come"
+
+
+def test_in_a_mesh_beyond_its_budget_members_speak_less_often() -> None:
+    found = [stretch(0.06, members) for members in (1, 4, 31, 64, 256, 1024)]
+    assert found == [1, 1, 1, 1, 4, 16]
+
+
+def test_a_smaller_dial_makes_rounds_longer_before_deltas_are_of_nothing() -> None:
+    budgets = (0.06, 0.016, 0.015, 0.008, 0.004, 0.0005, 0.0001)
+    found = [(stretch(b, 4), kept_per_chunk(stretch(b, 4) * b, 4)) for b in budgets]
+    assert found == [(1, 64), (1, 16), (2, 32), (2, 16), (4, 16), (32, 16), (128, 11)]

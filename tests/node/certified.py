@@ -33,14 +33,8 @@ from shoal.gossip.schema import ModelSchema, TensorSchema
 from shoal.gossip.settled import SettledState
 from shoal.node.checkpoints import CheckpointFiles, CheckpointStore
 from shoal.node.errors import DAMAGED
-from shoal.node.genesis import (
-    Founder,
-    Genesis,
-    MeshParameters,
-    anchor_to_bytes,
-    make_document,
-    parse_document,
-)
+from shoal.node.genesis import Founder, Genesis, anchor_to_bytes, make_document, parse_document
+from shoal.node.parameters import MeshParameters
 from shoal.node.verify import verify_checkpoint
 from shoal.node.verify_formats import Refused
 from shoal.training.adapters import Lora

@@ -15,8 +15,8 @@ from shoal.node.config import Settings, load_settings
 from shoal.node.daemon import open_node
 from shoal.node.database import Database
 from shoal.node.founding import create_mesh
-from shoal.node.genesis import MeshParameters
 from shoal.node.node import Node
+from shoal.node.parameters import MeshParameters
 from shoal.node.ports import free_ports
 from shoal.node.server import Server
 from shoal.node.shared_model import SharedModel

@@ -11,7 +11,7 @@ from shoal.consensus.effects import Propose
 from shoal.consensus.records import CheckpointRecord
 from shoal.node.checkpointing import Checkpointer
 from shoal.node.cut_times import CutTimes
-from shoal.node.genesis import MeshParameters
+from shoal.node.parameters import MeshParameters
 
 OLD = MeshParameters()
 NEW = replace(OLD, clip_factor=3.0)

@@ -8,7 +8,7 @@ import pytest
 from shoal.node import cli
 from shoal.node.config import setting_names
 from shoal.node.config_page import FLAGS, page
-from shoal.node.genesis import RANGES, MeshParameters
+from shoal.node.parameters import RANGES, MeshParameters
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from shoal.node.checkpoints import OWN_NAMES
 from shoal.node.errors import DamagedError, PeerError, UserError
-from shoal.node.genesis import MeshParameters, load_genesis, parse_document
+from shoal.node.genesis import load_genesis, parse_document
+from shoal.node.parameters import MeshParameters
 from shoal.node.verify_formats import OURS, Refused, parse_genesis
 from shoal.training.tokenizer import ByteTokenizer
 from tests.node.mesh import found_mesh
@@ -58,7 +59,7 @@ def _with(document: dict[str, Any], *path: Any, value: Any) -> bytes:
         (("founders", 0, "share_permille"), 2000, "genesis-founders"),
         (("founders", 0, "id"), "zz", "genesis-malformed"),
         (("anchor_root",), "00", "genesis-malformed"),
-        (("parameters", "local_steps"), 0, "genesis-parameters"),
+        (("parameters", "local_steps"), -1, "genesis-parameters"),
         (("parameters", "beta"), 2.0, "genesis-parameters"),
         (("parameters", "no_such_thing"), 1, "genesis-malformed"),
         (("tokenizer",), {"../escape": "00"}, "genesis-tokenizer"),

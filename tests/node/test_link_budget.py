@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from shoal.gossip.density import LEVELS, kept_per_chunk
+from shoal.gossip.density import LEVELS
 from shoal.node import cli
 from shoal.node.config import TrainSettings
 from shoal.node.errors import UserError
 from shoal.node.founding import Start
-from shoal.node.genesis import MeshParameters, load_genesis
+from shoal.node.genesis import load_genesis
 from shoal.node.link_budget import Work, meaning, measure_work, with_budget
+from shoal.node.parameters import MeshParameters
 from shoal.node.verify_parameters import density
 from tests.node.mesh import TINY_MODEL
 
@@ -43,6 +44,17 @@ def test_a_links_speed_is_what_it_carries_while_the_steps_are_made(text: str) ->
     assert "1.5 MB a round" in meaning(mesh, 4, 10_000_000)
 
 
+def test_where_the_budget_says_how_often_a_links_speed_is_what_it_carries_in_five_steps() -> None:
+    mesh = with_budget(
+        MeshParameters(), "640kbit", 4, lambda: Work(parameters=10_000_000, step_seconds=0.2)
+    )
+    assert mesh.budget == pytest.approx(0.004)
+    assert meaning(mesh, 4, 10_000_000).startswith("16 of each 4096 values are said every 20 ")
+    assert "0.16 MB a round" in meaning(mesh, 4, 10_000_000)
+    with pytest.raises(UserError, match=r"round of 640 steps.* at least; make the model smaller"):
+        with_budget(MeshParameters(), "0.0001", 1000, nobody_asks)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -51,8 +63,8 @@ def test_a_links_speed_is_what_it_carries_while_the_steps_are_made(text: str) ->
         ("nan", "must be from"),
         ("inf", "must be from"),
         ("-1", "at least"),
-        ("0.0003", "make local_steps larger than 10"),
-        ("1kbit", "make local_steps larger than 10"),
+        ("0.0003", "make local_steps larger"),
+        ("1kbit", "make local_steps larger"),
     ],
 )
 def test_a_budget_that_buys_nothing_is_refused_in_one_line(text: str, complaint: str) -> None:
@@ -85,6 +97,9 @@ def test_a_mesh_is_made_for_a_budget_and_says_what_it_comes_to(
 
 
 def test_the_verifier_has_the_same_table() -> None:
-    for members in (1, 2, 3, 4, 7, 31, 1000):
-        for budget in (1e-4, *(cost * members for _, cost in LEVELS), 0.06, 1e3):
-            assert density({"budget": budget}, members) == kept_per_chunk(budget, members)
+    for members in (1, 2, 3, 4, 7, 31, 64, 65, 66, 1000):
+        for budget in (1e-4, 1e-3, 4e-3, *(cost * members for _, cost in LEVELS), 0.06, 1e3):
+            for steps in (0, 5):
+                known = {"budget": budget, "local_steps": steps}
+                mesh = MeshParameters(budget=budget, local_steps=steps)
+                assert density(known, members) == mesh.kept_per_chunk(members)

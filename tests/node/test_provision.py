@@ -7,8 +7,8 @@ import pytest
 
 from shoal.node.config import load_settings
 from shoal.node.errors import UnreachableError, UserError
-from shoal.node.genesis import MeshParameters
 from shoal.node.invitations import as_line
+from shoal.node.parameters import MeshParameters
 from shoal.node.ports import free_address, free_ports
 from shoal.node.presets import Preset
 from shoal.node.provision import (

@@ -9,8 +9,8 @@ import pytest
 
 from shoal.consensus.certificate import Certificate
 from shoal.consensus.votes import VoteKind
-from shoal.node.genesis import MeshParameters
 from shoal.node.mesh_parameters import encode
+from shoal.node.parameters import MeshParameters
 from shoal.node.verify import verify_checkpoint
 from tests.node.certified import MESH, CertifiedMesh, as_list, keys, refusal
 
