@@ -9,7 +9,7 @@ k values of each 4096,
 A budget that is small for its mesh would make deltas of next to nothing. Rarer ones that say more
 are worth more (docs/adr/0030), so rounds may be lengthened, and the budget with them, by
 
-    stretch(budget, n) = the least of 1, 2, 4, ... 128 for whose budget a k with k n >= 64 is paid
+    stretch(budget, n) = the least of 1, 2, 4, ... 128 for whose budget a k with k n >= 48 is paid
 
 All members compute both from the committed member list: a table and products, which IEEE 754
 fixes to the bit. Source: reference/algorithms.md 1.4 (density and H chosen and frozen per epoch).
@@ -43,7 +43,7 @@ LEVELS: tuple[tuple[int, float], ...] = (
     (4096, 0.2504),
 )
 # Values of each 4096 that all members together say in a round, at least.
-SAID_MIN = 64
+SAID_MIN = 48
 STRETCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 

@@ -205,6 +205,7 @@ def _mesh_answer(status: StatusReply) -> MeshAnswer:
     decided = status.decided_parameters if status.HasField("decided_parameters") else None
     return MeshAnswer(
         epoch=status.consensus.epoch,
+        members=status.consensus.members,
         in_force=_mesh(status.mesh_parameters),
         decided=_mesh(decided) if decided is not None else None,
     )

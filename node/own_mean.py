@@ -48,16 +48,15 @@ class OwnMean:
         if self.weights is None:
             self.weights = own.clone()
         else:
-            self.weights.lerp_(own, 1 / min(self._seen, self._rounds))
+            # Not in place: the one of before may still be on its way to the disk.
+            self.weights = torch.lerp(self.weights, own, 1 / min(self._seen, self._rounds))
 
-    def write(self, round: int) -> None:
-        """Put the mean after that round where the one before it was, if there is one."""
-        if self.weights is None:
-            return
+    def write(self, round: int, weights: torch.Tensor) -> None:
+        """Put `weights`, the mean after that round, where the one before it was (any thread)."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        parts = torch.split(self.weights, [tensor.size for tensor in self._schema.tensors])
+        parts = torch.split(weights, [tensor.size for tensor in self._schema.tensors])
         named = {
             tensor.name: part.view(tensor.shape)
             for tensor, part in zip(self._schema.tensors, parts, strict=True)

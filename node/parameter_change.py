@@ -20,6 +20,7 @@ class MeshAnswer:
     """What a node says of its mesh's parameters. decided: those of the next epoch, if any."""
 
     epoch: int
+    members: int
     in_force: MeshParameters
     decided: MeshParameters | None
 
@@ -38,9 +39,11 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
 def answer_lines(answer: MeshAnswer) -> list[str]:
     """One parameter a line: its value, what it will be, and why it cannot change if so."""
     coming = differences(answer.in_force, answer.decided) if answer.decided else {}
-    lines = [f"in force in epoch {answer.epoch}"]
+    now = asdict(answer.in_force.worked_out(answer.members))
+    lines = [f"in force in epoch {answer.epoch}, {answer.members} members"]
     for name, value in asdict(answer.in_force).items():
-        note = f"  decided: {coming[name]}" if name in coming else ""
+        note = f"  now {now[name]:.4g}" if now[name] != value else ""
+        note = f"  decided: {coming[name]}" if name in coming else note
         note = f"  fixed: {FIXED[name]}" if name in FIXED else note
         lines.append(f"  {name:<22} {value!s:>12}{note}")
     return lines
@@ -48,7 +51,8 @@ def answer_lines(answer: MeshAnswer) -> list[str]:
 
 def as_plain(answer: MeshAnswer) -> dict[str, Any]:
     """The same for a program."""
-    return {**asdict(answer), "changeable": CHANGEABLE}
+    now = asdict(answer.in_force.worked_out(answer.members))
+    return {**asdict(answer), "worked_out": now, "changeable": CHANGEABLE}
 
 
 def changed(mesh: MeshParameters, settings: Mapping[str, str]) -> MeshParameters:

@@ -87,6 +87,7 @@ class RoundLoop:
         self._max_rounds = train.max_rounds
         self._snapshots = Snapshots(directory, train.snapshot_rounds)
         self._own = OwnMean(directory, model.schema, train.own_mean_rounds)
+        self._writing: asyncio.Task[None] | None = None
         self._tell = tell
         # A round's number says which text it reads: a node that comes back reads on.
         self._ordered = sequence
@@ -135,6 +136,7 @@ class RoundLoop:
                 await self._start_from_anchor()
             self._order_round()
             self._note(result, 0 if delta is None else len(delta.frame), stages)
+        await self._written()
         self.facts.state = "finished"
         self.facts.ended_at = asyncio.get_running_loop().time()
         log.info("training.finished", rounds=self.facts.sequence)
@@ -219,7 +221,7 @@ class RoundLoop:
         # The child began the round, or will begin the next, from what still lies in its slot.
         start = await self._trainer.weights_slot()
 
-        def keep() -> None:
+        def keep() -> torch.Tensor | None:
             own = start - self._trainer.delta_slot(number)
             if self._own.wanted:
                 self._own.add(own)
@@ -227,10 +229,17 @@ class RoundLoop:
                 kinds = {"own": own, "live": self._model.live.to_weights()}
                 mean = {} if self._own.weights is None else {"mean": self._own.weights}
                 self._snapshots.keep(sequence, {**kinds, **mean})
-            if due:
-                self._own.write(sequence)
+            return self._own.weights
 
-        await self._model.compute(keep)
+        mean = await self._model.compute(keep)
+        if due and mean is not None:
+            # A slow disk delays neither what others say nor the next round.
+            await self._written()
+            self._writing = asyncio.create_task(asyncio.to_thread(self._own.write, sequence, mean))
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await self._writing
 
     async def _start_from_anchor(self) -> float:
         """Give the child its new starting point: the live anchor, less a share of the unsaid.

@@ -94,6 +94,6 @@ def density(in_force: Parameters, members: int) -> int:
     for longer in rounds:
         paid = in_force["budget"] * longer
         kept = max((k for k, b in _LEVELS if b * max(1, members - 1) <= paid), default=0)
-        if kept * members >= 64:
+        if kept * members >= 48:
             break
     return max(1, kept)

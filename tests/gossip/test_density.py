@@ -75,6 +75,8 @@ def test_who_comes_makes_everybody_say_less_and_who_goes_more() -> None:
 def test_in_a_mesh_beyond_its_budget_members_speak_less_often() -> None:
     found = [stretch(0.06, members) for members in (1, 4, 31, 64, 256, 1024)]
     assert found == [1, 1, 1, 1, 4, 16]
+    all_sizes = [stretch(0.06, members) for members in range(1, 1025)]
+    assert all_sizes == sorted(all_sizes), "with the usual dial, who comes never quickens rounds"
 
 
 def test_a_smaller_dial_makes_rounds_longer_before_deltas_are_of_nothing() -> None:

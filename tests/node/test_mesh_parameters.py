@@ -176,11 +176,22 @@ def test_a_bad_wish_is_refused_in_one_line(words: list[str], complaint: str) -> 
 
 
 def test_a_person_sees_what_holds_what_comes_and_what_never_changes() -> None:
-    answer = MeshAnswer(4, GENESIS, replace(GENESIS, clip_factor=3.0))
+    answer = MeshAnswer(4, 4, GENESIS, replace(GENESIS, clip_factor=3.0))
     text = "\n".join(answer_lines(answer))
     assert "epoch 4" in text and "decided: 2.0 -> 3.0" in text
     assert text.count("fixed: ") == len(FIXED)
     plain = json.loads(json.dumps(as_plain(answer)))
     assert plain["in_force"]["clip_factor"] == 2.0
     assert plain["decided"]["clip_factor"] == 3.0
-    assert as_plain(MeshAnswer(4, GENESIS, None))["decided"] is None
+    assert as_plain(MeshAnswer(4, 4, GENESIS, None))["decided"] is None
+
+
+def test_a_person_sees_what_follows_from_the_dial_among_so_many() -> None:
+    answer = MeshAnswer(0, 4, replace(GENESIS, budget=0.008), None)
+    lines = {line.split()[0]: line for line in answer_lines(answer)[1:]}
+    assert lines["local_steps"].endswith("0  now 10")
+    assert lines["rounds_per_checkpoint"].endswith("8  now 4")
+    assert lines["start_share"].endswith("0.3  now 0.4")
+    assert "now" not in lines["clip_factor"]
+    assert as_plain(answer)["worked_out"]["local_steps"] == 10
+    assert as_plain(answer)["in_force"]["local_steps"] == 0

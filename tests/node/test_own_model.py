@@ -29,7 +29,8 @@ def kept(directory: Path, *, rounds: int = 3, given: int = 5) -> OwnMean:
     mean = OwnMean(directory, SCHEMA, rounds)
     for seed in range(given):
         mean.add(weights(seed))
-    mean.write(given)
+    assert mean.weights is not None
+    mean.write(given, mean.weights)
     return mean
 
 
@@ -106,7 +107,8 @@ def test_a_full_disk_costs_the_file_and_not_the_node(tmp_path: Path) -> None:
     before = (tmp_path / OWN).read_bytes()
     (tmp_path / OWN).with_suffix(".partial").mkdir()
     whole.add(weights(9))
-    whole.write(9)
+    assert whole.weights is not None
+    whole.write(9, whole.weights)
     assert (tmp_path / OWN).read_bytes() == before
 
 
@@ -116,8 +118,7 @@ def test_a_node_keeps_its_mean_while_it_trains(tmp_path: Path) -> None:
         snapshots = directory / "snapshots"
         train = {"train__own_mean_rounds": 2, "train__snapshot_rounds": [1, 2, 3]}
         async with running([directory], rounds=3, **train) as nodes:
-            await until(lambda: (snapshots / "3-mean.f32").exists(), nodes)
-            await until((directory / OWN).exists, nodes)
+            await until(lambda: nodes[0].node.state.facts.state == "finished", nodes)
 
         def read(round: int, kind: str) -> torch.Tensor:
             return torch.from_numpy(np.fromfile(snapshots / f"{round}-{kind}.f32", dtype="<f4"))
