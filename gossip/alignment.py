@@ -43,6 +43,7 @@ SIGNIFICANT = 5
 # Directions are so many bits long: sums over all members fit int32, their products int64.
 DIRECTION_BITS = 20
 LENGTH_MAX = 1 << 62
+HELD_BYTES_MAX = 256 << 20
 # With fewer there is no majority that one could stand out from.
 MEMBERS_MIN = 4
 
@@ -82,13 +83,18 @@ def measure_courses(
     for part in sorted(contributions, key=lambda part: (part.member, part.sequence)):
         own[part.member].append(part)
     total, scratch = (np.zeros(schema.layout.total, dtype=np.int32) for _ in range(2))
-    for parts in own.values():
+    # The directions of all may not fit into memory where those of one do; the rest are worked out
+    # once more.
+    held, room = {}, HELD_BYTES_MAX
+    for member, parts in own.items():
         places, direction = _direction(parts, scratch, schema)
         total[places] += direction
+        room -= places.nbytes + direction.nbytes
+        if room >= 0:
+            held[member] = places, direction
     whole = _dot(total, total)
-    # Worked out once more: the directions of all may not fit into memory where those of one do.
     return {
-        member: _course(*_direction(parts, scratch, schema), total, whole)
+        member: _course(*(held.get(member) or _direction(parts, scratch, schema)), total, whole)
         for member, parts in own.items()
     }
 

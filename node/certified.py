@@ -30,7 +30,7 @@ from shoal.node.checkpoints import CheckpointFiles, CheckpointStore
 from shoal.node.errors import PeerError
 from shoal.node.genesis import Genesis, anchor_from_bytes, anchor_to_bytes
 from shoal.node.identity import verify
-from shoal.node.shared_model import Outcome
+from shoal.node.outcome import Outcome
 
 DIGEST_BYTES = 32
 

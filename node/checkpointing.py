@@ -38,10 +38,11 @@ from shoal.node.gossip_driver import GossipDriver
 from shoal.node.identity import short
 from shoal.node.links import Links
 from shoal.node.meters import Meters
+from shoal.node.outcome import Coming, Outcome
 from shoal.node.parameters import MeshParameters
 from shoal.node.pieces import assemble
 from shoal.node.run_rows import CheckpointDone, Row
-from shoal.node.shared_model import Coming, MissingDeltas, Outcome, SharedModel, Unsaid
+from shoal.node.shared_model import MissingDeltas, SharedModel, Unsaid
 
 log = structlog.get_logger()
 

@@ -25,16 +25,14 @@ from shoal.gossip.book import DeltaBook, Settled
 from shoal.gossip.delta import Delta, DeltaHeader, DeltaReference
 from shoal.gossip.errors import DeltaError, GossipError
 from shoal.gossip.parameters import (
-    Contribution,
     EpochParameters,
     clip_scales,
-    contribution_of,
-    next_parameters,
 )
 from shoal.gossip.schema import ModelSchema
 from shoal.gossip.settled import SettledState
 from shoal.node.database import Database, StoredDelta
 from shoal.node.identity import verify
+from shoal.node.outcome import Coming, Outcome, open_delta, work_out
 from shoal.node.parameters import MeshParameters, most_kept_per_chunk
 
 log = structlog.get_logger()
@@ -45,19 +43,13 @@ T = TypeVar("T")
 WAITING_BYTES_MAX = 64 << 20
 # Settled deltas stay on disk for so many heights, for those who are behind.
 RETAINED_HEIGHTS = 8
-# (id, shard tokens, share in thousandths) of each member, as the ledger has them.
-Members = Sequence[tuple[bytes, int, int]]
 Cut = Sequence[DeltaReference]
 
 
-class Coming(NamedTuple):
-    """What the next height's parameters follow from besides its cut: agreed by the validators."""
-
-    members: Members
-    clip_factor: float
-    kept_per_chunk: int
-    normalise_steps: bool
-    trust: bool
+class _WorkedOut(NamedTuple):
+    key: tuple[bytes, ...]
+    basis: Coming | EpochParameters
+    outcome: Outcome
 
 
 class Before(NamedTuple):
@@ -76,30 +68,12 @@ class MissingDeltas(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a cut gives: computed by a proposer, recomputed by everybody else."""
-
-    anchor: Anchor
-    root: bytes
-    parameters: EpochParameters
-    settled: SettledState
-    out_of_range: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Unsaid:
     """A delta that expired, with the clip factors that its sender subtracted it with."""
 
     header: DeltaHeader
     sparse: SparseDelta
     scales: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    sparse: SparseDelta
-    increments: NDArray[np.int32]
-    parameters: EpochParameters
 
 
 class SharedModel:
@@ -127,7 +101,8 @@ class SharedModel:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._waiting: dict[bytes, Delta] = {}
-        self._outcomes: dict[tuple[bytes, ...], Outcome] = {}
+        # At most the newest: each holds a whole anchor.
+        self._worked_out: list[_WorkedOut] = []
         # Where the newest cut began; None where its anchor was fetched whole, or nobody will ask.
         self.before: Before | None = None
         # Deltas since the start: added to the live anchor; taken out of it, for no cut took them.
@@ -201,7 +176,7 @@ class SharedModel:
         if header.mesh_id == self.mesh_id and header.height > self.height:
             await self._keep_waiting(delta)
             return False
-        opened = await self.compute(lambda: self._open(delta))
+        opened = await self.compute(lambda: open_delta(delta, self.book, self.schema))
         async with self._lock:
             if not self.book.admit(header):
                 return False
@@ -232,16 +207,6 @@ class SharedModel:
         if waiting + len(delta.frame) <= WAITING_BYTES_MAX:
             self._waiting[delta.header.id] = delta
 
-    def _open(self, delta: Delta, book: DeltaBook | None = None) -> _Opened:
-        """Verify and decode a delta, and work out its integer steps (on the model's thread)."""
-        parameters = (book or self.book).examine(delta.header)
-        delta.require_signature(verify)
-        sparse = decode(delta.frame, self.schema.layout, kept_per_chunk=parameters.kept_per_chunk)
-        increments = parameters.increments(
-            sparse, sender=delta.header.sender, steps=delta.header.steps, schema=self.schema
-        )
-        return _Opened(sparse, increments, parameters)
-
     async def load(self, reference: DeltaReference) -> Delta | None:
         """Return a delta from the disk, or None."""
         blob = await self._database.get_delta(*reference)
@@ -268,9 +233,11 @@ class SharedModel:
         are given instead. Raises MissingDeltas where some of the cut is not here,
         GossipError or FrameError where one of its deltas may not be in it.
         """
-        key = (self.book.settled.digest, repr(basis).encode(), *(e.delta_id for e in cut))
-        if key in self._outcomes:
-            return self._outcomes[key]
+        key = (self.book.settled.digest, *(reference.delta_id for reference in cut))
+        for known in self._worked_out:
+            # What was attested is worked out already when it comes back certified.
+            if known.key == key and basis in (known.basis, known.outcome.parameters):
+                return known.outcome
         # Taken together, before the first await: a commit may come while this is worked out.
         base, committed = DeltaBook(self.mesh_id, self.book.settled), self.committed
         deltas = []
@@ -283,52 +250,9 @@ class SharedModel:
                 deltas.append(delta)
         if missing:
             raise MissingDeltas(missing)
-        outcome = await self.compute(lambda: self._work_out(base, committed, deltas, basis))
-        self._outcomes = {key: outcome}
+        outcome = await self.compute(lambda: work_out(base, committed, deltas, basis))
+        self._worked_out = [_WorkedOut(key, basis, outcome)]
         return outcome
-
-    def _work_out(
-        self,
-        base: DeltaBook,
-        committed: Anchor,
-        deltas: list[Delta],
-        basis: Coming | EpochParameters,
-    ) -> Outcome:
-        anchor = committed.copy()
-        contributions: list[Contribution] = []
-        for delta in deltas:
-            opened = self._open(delta, base)
-            anchor.apply(opened.sparse, opened.increments)
-            contributions.append(
-                contribution_of(
-                    delta.header,
-                    opened.sparse,
-                    parameters=opened.parameters,
-                    schema=self.schema,
-                    load=lambda frame=delta.frame: decode(frame, self.schema.layout),  # type: ignore[misc]
-                )
-            )
-        parameters = (
-            basis
-            if isinstance(basis, EpochParameters)
-            else next_parameters(
-                base.parameters(base.height),
-                contributions,
-                basis.members,
-                self.schema,
-                clip_factor=basis.clip_factor,
-                kept_per_chunk=basis.kept_per_chunk,
-                normalise_steps=basis.normalise_steps,
-                aligned=basis.trust,
-            )
-        )
-        return Outcome(
-            anchor=anchor,
-            root=anchor.root(),
-            parameters=parameters,
-            settled=base.settled.after((d.header.key for d in deltas), parameters),
-            out_of_range=anchor.out_of_range(),
-        )
 
     async def commit(self, cut: Cut, outcome: Outcome) -> list[Unsaid]:
         """Make `outcome` the committed state; returns own deltas that expired by it."""
@@ -383,7 +307,7 @@ class SharedModel:
             live = self.committed.copy()
             for delta in deltas:
                 assert delta is not None, "a pending delta is on the disk"
-                opened = self._open(delta)
+                opened = open_delta(delta, self.book, self.schema)
                 live.apply(opened.sparse, opened.increments)
             return live
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.compression.codec import SparseDelta
+from shoal.gossip import alignment
 from shoal.gossip.alignment import FLOOR_PERMILLE, FULL_PERMILLE, measure_courses, next_trust
 from shoal.gossip.gain import Contribution
 from shoal.gossip.parameters import contribution_of
@@ -150,3 +151,12 @@ def test_any_increments_have_a_course(bits: list[int], seed: int) -> None:
     for course in measure_courses(parts, SCHEMA).values():
         assert -1 <= course.cosine <= 1
         assert course.places or course.cosine == 0
+
+
+def test_what_does_not_fit_into_memory_is_worked_out_again_to_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = [*crowd(), contribution(9, 1, reversed_delta(hashed_delta("common 1")))]
+    held = measure_courses(parts, SCHEMA)
+    monkeypatch.setattr(alignment, "HELD_BYTES_MAX", 0)
+    assert measure_courses(parts, SCHEMA) == held
