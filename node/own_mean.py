@@ -42,14 +42,15 @@ class OwnMean:
         """Whether a mean is kept at all."""
         return self._rounds > 0
 
-    def add(self, own: torch.Tensor) -> None:
-        """Take in the weights [P] after one more round."""
+    def add(self, start: torch.Tensor, delta: torch.Tensor) -> None:
+        """Take in the weights after one more round, start - delta, each [P]."""
         self._seen += 1
         if self.weights is None:
-            self.weights = own.clone()
+            self.weights = start - delta
         else:
-            # Not in place: the one of before may still be on its way to the disk.
-            self.weights = torch.lerp(self.weights, own, 1 / min(self._seen, self._rounds))
+            # Without a vector of their own: of a large model its pages take as long as the rest.
+            share = 1 / min(self._seen, self._rounds)
+            self.weights.lerp_(start, share).sub_(delta, alpha=share)
 
     def write(self, round: int, weights: torch.Tensor) -> None:
         """Put `weights`, the mean after that round, where the one before it was (any thread)."""

@@ -222,17 +222,18 @@ class RoundLoop:
         start = await self._trainer.weights_slot()
 
         def keep() -> torch.Tensor | None:
-            own = start - self._trainer.delta_slot(number)
+            delta = self._trainer.delta_slot(number)
             if self._own.wanted:
-                self._own.add(own)
+                self._own.add(start, delta)
             if asked:
-                kinds = {"own": own, "live": self._model.live.to_weights()}
+                kinds = {"own": start - delta, "live": self._model.live.to_weights()}
                 mean = {} if self._own.weights is None else {"mean": self._own.weights}
                 self._snapshots.keep(sequence, {**kinds, **mean})
-            return self._own.weights
+            # The next round changes it while this one is on its way to the disk.
+            return self._own.weights.clone() if due and self._own.weights is not None else None
 
         mean = await self._model.compute(keep)
-        if due and mean is not None:
+        if mean is not None:
             # A slow disk delays neither what others say nor the next round.
             await self._written()
             self._writing = asyncio.create_task(asyncio.to_thread(self._own.write, sequence, mean))

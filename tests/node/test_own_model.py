@@ -28,7 +28,7 @@ def kept(directory: Path, *, rounds: int = 3, given: int = 5) -> OwnMean:
     """A mean of so many weights, written after the last."""
     mean = OwnMean(directory, SCHEMA, rounds)
     for seed in range(given):
-        mean.add(weights(seed))
+        mean.add(weights(seed), torch.zeros(()))
     assert mean.weights is not None
     mean.write(given, mean.weights)
     return mean
@@ -38,7 +38,7 @@ def test_the_mean_is_that_of_all_until_there_are_enough_and_then_moves(tmp_path:
     mean = OwnMean(tmp_path, SCHEMA, 3)
     expected = torch.zeros(SCHEMA.layout.total)
     for seed in range(6):
-        mean.add(weights(seed))
+        mean.add(2 * weights(seed), weights(seed))
         expected += (weights(seed) - expected) / min(seed + 1, 3)
         assert mean.weights is not None
         torch.testing.assert_close(mean.weights, expected)
@@ -49,7 +49,7 @@ def test_the_mean_is_that_of_all_until_there_are_enough_and_then_moves(tmp_path:
 
 def test_what_is_given_stays_the_givers(tmp_path: Path) -> None:
     mean, given = OwnMean(tmp_path, SCHEMA, 3), weights(0)
-    mean.add(given)
+    mean.add(given, torch.zeros(()))
     given.zero_()
     assert mean.weights is not None and torch.equal(mean.weights, weights(0))
 
@@ -106,7 +106,7 @@ def test_a_full_disk_costs_the_file_and_not_the_node(tmp_path: Path) -> None:
     whole = kept(tmp_path)
     before = (tmp_path / OWN).read_bytes()
     (tmp_path / OWN).with_suffix(".partial").mkdir()
-    whole.add(weights(9))
+    whole.add(weights(9), torch.zeros(()))
     assert whole.weights is not None
     whole.write(9, whole.weights)
     assert (tmp_path / OWN).read_bytes() == before
