@@ -43,7 +43,7 @@ SIGNIFICANT = 5
 # Directions are so many bits long: sums over all members fit int32, their products int64.
 DIRECTION_BITS = 20
 LENGTH_MAX = 1 << 62
-HELD_BYTES_MAX = 256 << 20
+HELD_BYTES_MAX = 128 << 20
 # With fewer there is no majority that one could stand out from.
 MEMBERS_MIN = 4
 

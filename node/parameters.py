@@ -102,6 +102,7 @@ class MeshParameters:
         A step of AdamW moves a value by about the learning rate, one of Muon by a fifth of its
         own; so an honest round cannot go further.
         """
+        assert self.local_steps, "worked out first"
         step = self.learning_rate * max(1.0, self.muon_scale)
         return self.clip_factor * self.local_steps * step
 

@@ -148,7 +148,10 @@ def test_a_presets_mesh_table_becomes_the_meshs_parameters() -> None:
 
 @pytest.mark.parametrize(
     ("mesh", "expected"),
-    [({"local_step": 3}, "did you mean local_steps?"), ({"local_steps": 0}, "local_steps must be")],
+    [
+        ({"local_step": 3}, "did you mean local_steps?"),
+        ({"local_steps": -1}, "local_steps must be"),
+    ],
 )
 def test_a_wrong_mesh_table_is_one_line(mesh: dict[str, object], expected: str) -> None:
     with pytest.raises(UserError) as caught:
