@@ -33,6 +33,11 @@ _SPEED = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kMG])bit(?:/s)?")
 _BITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
+# What AdamW learns in so many steps Muon learns in one, more or less: 1.3 to 1.4 times the steps in
+# four systems (docs/adr/0031).
+MUON_WORTH = 1.4
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a round is made of on this machine."""
@@ -42,14 +47,24 @@ class Work:
 
 
 def with_budget(
-    mesh: MeshParameters, text: str, members: int, measure: Callable[[], Work]
+    mesh: MeshParameters,
+    text: str,
+    members: int,
+    measure: Callable[[float], Work],
+    *,
+    choose_optimiser: bool = False,
 ) -> MeshParameters:
     """`mesh` with the budget that `text` says: "0.06", or "20Mbit" of every member's uplink.
 
-    measure: asked only for a link's speed. Raises UserError, one line.
+    measure: the work with that muon_scale, asked only for a link's speed. choose_optimiser: then
+    also whether Muon's steps are worth what they take. Raises UserError, one line.
     """
     if speed := _SPEED.fullmatch(text.strip()):
-        work = measure()
+        work = measure(mesh.muon_scale)
+        if choose_optimiser and mesh.muon_scale:
+            plain = measure(0.0)
+            if work.step_seconds > MUON_WORTH * plain.step_seconds:
+                mesh, work = replace(mesh, muon_scale=0.0), plain
         bytes_per_second = LINK_SHARE * float(speed[1]) * _BITS[speed[2]] / 8
         seconds = (mesh.local_steps or USUAL_STEPS) * work.step_seconds
         budget = bytes_per_second * seconds / work.parameters
@@ -86,6 +101,7 @@ def meaning(mesh: MeshParameters, members: int, parameters: int) -> str:
     return (
         f"{kept} of each 4096 values are said every {steps} steps; each of {members} "
         f"members sends about {sent / 1e6:.2g} MB a round"
+        + ("" if mesh.muon_scale else "; AdamW trains all of it")
     )
 
 

@@ -98,7 +98,8 @@ def make_mesh(
     lora = chosen_adapters(chosen, str(preset), base)
     source = absolute_source(data)
     parameters = mesh_parameters(chosen, str(preset))
-    if (base is not None or task is not None) and "muon_scale" not in chosen.mesh:
+    optimiser_is_open = "muon_scale" not in chosen.mesh
+    if (base is not None or task is not None) and optimiser_is_open:
         # What AdamW has trained is best trained on by AdamW (Liu et al. 2025, 3.5). Of a task's
         # module nobody knows which matrices lie between its ends.
         parameters = dataclasses.replace(parameters, muon_scale=0.0)
@@ -107,8 +108,10 @@ def make_mesh(
     if budget is not None:
         start = partial(Start.of, config, base, lora, task, cache)
         first = node_sources(source, nodes)[0]
-        measure = partial(measure_work, start, first, planned.train, parameters.muon_scale)
-        parameters = with_budget(parameters, budget, nodes, measure)
+        measure = partial(measure_work, start, first, planned.train)
+        parameters = with_budget(
+            parameters, budget, nodes, measure, choose_optimiser=optimiser_is_open
+        )
     mesh_id = create_mesh(
         directory,
         nodes=nodes,

@@ -27,7 +27,7 @@ def start_with(config: dict[str, Any]) -> Callable[[], Start]:
     return partial(Start.of, config, None, None)
 
 
-def nobody_asks() -> Work:
+def nobody_asks(_: float) -> Work:
     raise AssertionError("a number needs no measurement")
 
 
@@ -38,7 +38,7 @@ def test_a_number_is_bytes_per_parameter_and_round() -> None:
 @pytest.mark.parametrize("text", ["16Mbit", "16 Mbit/s", "16000kbit", "0.016Gbit"])
 def test_a_links_speed_is_what_it_carries_while_the_steps_are_made(text: str) -> None:
     """Half of 2 MB a second for ten steps of 0.2 s, on ten million parameters."""
-    mesh = with_budget(MESH, text, 4, lambda: Work(parameters=10_000_000, step_seconds=0.2))
+    mesh = with_budget(MESH, text, 4, lambda _: Work(parameters=10_000_000, step_seconds=0.2))
     assert mesh.budget == pytest.approx(0.2)
     assert meaning(mesh, 4, 10_000_000).startswith("256 of each 4096 values are said every 10 ")
     assert "1.5 MB a round" in meaning(mesh, 4, 10_000_000)
@@ -46,13 +46,32 @@ def test_a_links_speed_is_what_it_carries_while_the_steps_are_made(text: str) ->
 
 def test_where_the_budget_says_how_often_a_links_speed_is_what_it_carries_in_five_steps() -> None:
     mesh = with_budget(
-        MeshParameters(), "640kbit", 4, lambda: Work(parameters=10_000_000, step_seconds=0.2)
+        MeshParameters(), "640kbit", 4, lambda _: Work(parameters=10_000_000, step_seconds=0.2)
     )
     assert mesh.budget == pytest.approx(0.004)
     assert meaning(mesh, 4, 10_000_000).startswith("16 of each 4096 values are said every 20 ")
     assert "0.16 MB a round" in meaning(mesh, 4, 10_000_000)
     with pytest.raises(UserError, match=r"round of 640 steps.* at least; make the model smaller"):
         with_budget(MeshParameters(), "0.0001", 1000, nobody_asks)
+
+
+def test_muon_is_left_to_those_whose_steps_are_long_enough_for_it() -> None:
+    """Its own part of a step is the same however few tokens the step has."""
+
+    def work(muon_scale: float) -> Work:
+        return Work(10_000_000, tokens_s + (0.24 if muon_scale else 0.0))
+
+    found = {}
+    for tokens_s in (0.69, 0.11):
+        mesh = with_budget(MeshParameters(), "10Mbit", 4, work, choose_optimiser=True)
+        found[tokens_s] = mesh.muon_scale
+        took_s = tokens_s + (0.24 if mesh.muon_scale else 0.0)
+        assert mesh.budget == pytest.approx(0.5 * 10e6 / 8 * 5 * took_s / 10_000_000)
+        assert ("AdamW trains all of it" in meaning(mesh, 4, 10_000_000)) == (not mesh.muon_scale)
+    assert found == {0.69: MeshParameters().muon_scale, 0.11: 0.0}
+    # Chosen by somebody, or without a measurement, it stays.
+    assert with_budget(MeshParameters(), "10Mbit", 4, work).muon_scale
+    assert with_budget(MeshParameters(), "0.06", 4, nobody_asks, choose_optimiser=True).muon_scale
 
 
 @pytest.mark.parametrize(
@@ -69,7 +88,7 @@ def test_where_the_budget_says_how_often_a_links_speed_is_what_it_carries_in_fiv
 )
 def test_a_budget_that_buys_nothing_is_refused_in_one_line(text: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as refusal:
-        with_budget(MESH, text, 4, lambda: Work(parameters=10_000_000, step_seconds=0.2))
+        with_budget(MESH, text, 4, lambda _: Work(parameters=10_000_000, step_seconds=0.2))
     assert "\n" not in str(refusal.value)
 
 
