@@ -26,16 +26,17 @@ FRACTION_BITS_MAX = 30
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 DOMAIN = b"SHOAL-SCHEMA\x01"
 
-# An anchor's values stay within +-2^30 (anchor.py), so 28 fraction bits reach 4.0 and 24 reach
-# 64.0. A tensor gets the finer scale only if it starts with room to double.
-FINE_FRACTION_BITS = 28
-COARSE_FRACTION_BITS = 24
-FINE_BELOW = 2.0
+# An anchor's values stay within +-2^30 (anchor.py), so 24 fraction bits reach 64 and 22 reach 256.
+# Weights grow while they are trained, and a tensor beyond its scale ends the mesh: there is room
+# for sixteen times what it starts with, or four times (docs/adr/0003).
+FINE_FRACTION_BITS = 24
+COARSE_FRACTION_BITS = 22
+FINE_BELOW = 4.0
 COARSE_BELOW = 64.0
 
 
 def choose_fraction_bits(max_abs: float) -> int:
-    """The scale for a tensor whose largest magnitude is `max_abs`: 28 or 24 fraction bits.
+    """The scale for a tensor whose largest magnitude is `max_abs`: 24 or 22 fraction bits.
 
     Raises ValueError for a magnitude that is not finite or does not fit.
     """

@@ -122,7 +122,13 @@ class Checkpointer:
             outcome = await self._model.outcome(cut, coming)
             if outcome.out_of_range:
                 # A cut of nothing keeps heights moving, so that what went too far expires.
-                log.error("candidate.out-of-range", height=wish.height, deltas=len(cut))
+                log.error(
+                    "candidate.out-of-range",
+                    height=wish.height,
+                    deltas=len(cut),
+                    why="a weight would leave the range of the anchor's integers; where this goes "
+                    "on, begin a new mesh from the newest checkpoint",
+                )
                 cut = ()
                 outcome = await self._model.outcome(cut, coming)
         except (MissingDeltas, GossipError, FrameError) as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shoal.gossip.anchor import MAGNITUDE_MAX
 from shoal.gossip.errors import GossipError
 from shoal.gossip.schema import TENSORS_MAX, ModelSchema, TensorSchema, choose_fraction_bits
 from tests.gossip.builders import SCHEMA
@@ -44,10 +45,14 @@ def test_layout_and_scale_runs_describe_the_flat_vector() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_abs", "bits"), [(0.0, 28), (0.5, 28), (1.999, 28), (2.0, 24), (63.9, 24)]
+    ("max_abs", "bits"), [(0.0, 24), (0.5, 24), (3.999, 24), (4.0, 22), (63.9, 22)]
 )
-def test_a_scale_leaves_room_to_double(max_abs: float, bits: int) -> None:
+def test_a_scale_leaves_room_to_grow_and_resolves_what_a_step_changes(
+    max_abs: float, bits: int
+) -> None:
     assert choose_fraction_bits(max_abs) == bits
+    assert MAGNITUDE_MAX / 2**bits >= 4 * max_abs
+    assert 2.0**-bits < 1e-6
 
 
 @pytest.mark.parametrize("max_abs", [64.0, 1e9, float("inf"), float("nan")])
