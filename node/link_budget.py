@@ -34,7 +34,7 @@ _BITS = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 # What AdamW learns in so many steps Muon learns in one, more or less: 1.3 to 1.4 times the steps in
-# four systems (docs/adr/0031).
+# three systems (docs/adr/0031).
 MUON_WORTH = 1.4
 
 
@@ -96,10 +96,11 @@ def _number(text: str) -> float:
 
 def meaning(mesh: MeshParameters, members: int, parameters: int) -> str:
     """What a budget comes to, for a person."""
-    kept, steps = mesh.kept_per_chunk(members), mesh.worked_out(members).local_steps
+    rounds = mesh.worked_out(members)
+    kept = rounds.kept_per_chunk(members)
     sent = parameters * budget_for(kept, members)
     return (
-        f"{kept} of each 4096 values are said every {steps} steps; each of {members} "
+        f"{kept} of each 4096 values are said every {rounds.local_steps} steps; each of {members} "
         f"members sends about {sent / 1e6:.2g} MB a round"
         + ("" if mesh.muon_scale else "; AdamW trains all of it")
     )

@@ -101,8 +101,8 @@ class SharedModel:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._waiting: dict[bytes, Delta] = {}
-        # At most the newest: each holds a whole anchor.
-        self._worked_out: list[_WorkedOut] = []
+        # The newest alone: each holds a whole anchor.
+        self._worked_out: _WorkedOut | None = None
         # Where the newest cut began; None where its anchor was fetched whole, or nobody will ask.
         self.before: Before | None = None
         # Deltas since the start: added to the live anchor; taken out of it, for no cut took them.
@@ -234,10 +234,10 @@ class SharedModel:
         GossipError or FrameError where one of its deltas may not be in it.
         """
         key = (self.book.settled.digest, *(reference.delta_id for reference in cut))
-        for known in self._worked_out:
-            # What was attested is worked out already when it comes back certified.
-            if known.key == key and basis in (known.basis, known.outcome.parameters):
-                return known.outcome
+        known = self._worked_out
+        # What was attested is worked out already when it comes back certified.
+        if known and known.key == key and basis in (known.basis, known.outcome.parameters):
+            return known.outcome
         # Taken together, before the first await: a commit may come while this is worked out.
         base, committed = DeltaBook(self.mesh_id, self.book.settled), self.committed
         deltas = []
@@ -251,7 +251,7 @@ class SharedModel:
         if missing:
             raise MissingDeltas(missing)
         outcome = await self.compute(lambda: work_out(base, committed, deltas, basis))
-        self._worked_out = [_WorkedOut(key, basis, outcome)]
+        self._worked_out = _WorkedOut(key, basis, outcome)
         return outcome
 
     async def commit(self, cut: Cut, outcome: Outcome) -> list[Unsaid]:

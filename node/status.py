@@ -164,7 +164,7 @@ def _mesh(mesh: MeshParameters | None) -> inspect_pb2.MeshParameters | None:
 
 
 def _training(state: NodeState) -> inspect_pb2.Training:
-    facts, settings = state.facts, state.settings
+    facts, settings, rules = state.facts, state.settings, state.model.rules
     elapsed = asyncio.get_running_loop().time() - facts.began_at if facts.began_at else 0.0
     if facts.ended_at:
         elapsed = facts.ended_at - facts.began_at
@@ -174,8 +174,8 @@ def _training(state: NodeState) -> inspect_pb2.Training:
         parameters=state.model.schema.layout.total,
         round=facts.sequence,
         max_rounds=settings.train.max_rounds,
-        local_steps=state.model.rules.local_steps,
-        rounds_per_checkpoint=state.model.rules.rounds_per_checkpoint,
+        local_steps=rules.local_steps,
+        rounds_per_checkpoint=rules.rounds_per_checkpoint,
         loss=facts.loss,
         tokens_per_second=facts.tokens_per_second,
         steps=facts.steps,
